@@ -1,0 +1,1 @@
+"""Kernel templates, one per operator and target; installed as `tokenpass.codegen`."""

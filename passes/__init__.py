@@ -1,0 +1,1 @@
+"""The passes, one file or folder each; installed as `tokenpass.passes`."""

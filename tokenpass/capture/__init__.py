@@ -1,0 +1,1 @@
+"""Dynamo graph to pre-dispatch ATen graph."""

@@ -1,0 +1,1 @@
+"""Facts about a captured graph: axes, demand, aliases, regions, sites. Nothing is changed."""

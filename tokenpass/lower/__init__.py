@@ -1,0 +1,1 @@
+"""The rewritten graph becomes a callable."""

@@ -1,0 +1,1 @@
+"""tokenpass's own operators, one file each: schema, fake kernel, reference and cost."""

@@ -1,0 +1,25 @@
+"""What one operator call costs, as sympy expressions of the graph's sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import sympy
+
+Work = Literal["gemm", "attention", "reduction", "pointwise", "gather", "sort", "view"]
+
+
+@dataclass(frozen=True)
+class OpCost:
+    """Cost of one call: arithmetic, and the sizes its efficiency depends on.
+
+    `work` names the device-profile curve that applies; `flops` counts multiply and add apart;
+    `dims` are the curve's arguments (gemm: batch, m, n, k; attention: batch*heads, queries, keys,
+    head dim). Bytes are not here: they belong to the fusion group, which knows what stays on chip.
+    """
+
+    work: Work
+    flops: sympy.Expr = sympy.Integer(0)
+    dims: tuple[sympy.Expr, ...] = field(default=())
+    weight: float = 1.0

@@ -1,0 +1,1 @@
+"""Choosing edits under a budget."""

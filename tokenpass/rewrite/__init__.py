@@ -1,0 +1,1 @@
+"""One replay of the graph with all edits of a plan."""
