@@ -320,7 +320,8 @@ class Contract(Rule):
     def execute(self, call: Call, outs: tuple[Label, ...], runner: Runner) -> Any:
         left, right = self.sides(call)
         place = -2 if len(right.label) > 1 else -1
-        for factor, other in zip(left.label[-1], inner_dim(right.label), strict=True):
+        # where an inner factor is cut, `infer` has checked that both sides list the same ones
+        for factor, other in zip(left.label[-1], inner_dim(right.label), strict=False):
             sizes = None if factor.cut is None else factor.cut.sizes
             if sizes is None or factor.extensive or other.extensive:
                 continue

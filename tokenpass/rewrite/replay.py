@@ -137,7 +137,7 @@ class Replay(Interpreter):
             total: Size = 1
             for factor in dim:
                 entries = self.size(factor.axis.size) if factor.cut is None else factor.cut.count
-                total = entries if total is 1 else total * entries  # noqa: F632 (keeps SymInts)
+                total = total * entries
             sizes.append(total)
         return sizes
 
@@ -224,15 +224,21 @@ class Replay(Interpreter):
         return None
 
     def shorten_queries(self, call: Call, rule: Rule, cut: ReadCut) -> Call:
-        """Shorten the operands whose tokens are the output's to the positions that are read."""
+        """Shorten the operands whose tokens are the output's to the positions that are read.
+
+        Side operands follow when the operands are aligned.
+        """
+        (out, *_) = rule.infer(call)
+        at = find_axis(out, cut.stream.axis)
+        if at is None:
+            return call
+        goal = self.read_reduction(cut, out[at[0]][at[1]].cut)
         operands = call.operands
         for index in rule.query_operands(call):
             operand = operands[index]
-            at = find_axis(operand.label, cut.stream.axis)
-            if at is not None:
-                before = operand.label[at[0]][at[1]].cut
-                goal = self.read_reduction(cut, before)
-                operands[index] = self.align(operand, with_cut(operand.label, at, goal))
+            place = find_axis(operand.label, cut.stream.axis)
+            if place is not None and operand.stream:
+                operands[index] = self.align(operand, with_cut(operand.label, place, goal))
         return call.with_operands(operands)
 
     def run_barrier(self, node: Node, because: str = "no rule") -> Any:
