@@ -347,6 +347,7 @@ def test_good_keep_ratio() -> None:
         ([{"token_merge": {"polcy": "tome"}}], "unknown option of token_merge (did you mean"),
         ([{"token_merge": {3: 1}}], "passes[0].token_merge.3: unknown option"),
         ([{"token_merge": {"policy": 3}}], "policy: expected a policy's name, got 3"),
+        ([{"token_merge": {"policy": None}}], "policy: expected a policy's name, got None"),
         ([{"token_merge": "tome"}], "passes[0].token_merge: expected {option: value}, got 'tome'"),
         ([{"token_merge": None, "policy": "tome"}], "options stand deeper than the pass's name"),
         ([{}], "passes[0]: expected a name or {name: {option: value}}, got {}"),

@@ -23,6 +23,13 @@ _LEVEL_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.UAdd,
 _LEVEL_LENGTH = 1000
 
 
+def word(value: Any) -> str:
+    """A name, not empty."""
+    if not isinstance(value, str) or not value:
+        raise ValueError("")
+    return value
+
+
 def share(value: Any) -> float:
     """A share in (0, 1]: a number, or a percentage as text (`"30%"`)."""
     number = _number(value)
