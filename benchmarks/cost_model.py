@@ -136,6 +136,8 @@ def predict(model: nn.Module, example: torch.Tensor) -> GraphCost:
 
 def _aten_graph(gm: fx.GraphModule, inputs: list[torch.Tensor]) -> fx.GraphModule:
     mode = TracingContext.get().fake_mode
+    if mode is None:
+        raise RuntimeError("Dynamo gave no fake mode to trace under")
     fakes = [mode.from_tensor(value, static_shapes=True) for value in inputs]
     with mode, preserve_node_meta():
         return make_fx(fx.Interpreter(gm).run, pre_dispatch=True)(*fakes)

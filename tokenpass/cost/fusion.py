@@ -21,7 +21,8 @@ import sympy
 import torch
 from torch import fx
 
-from tokenpass.cost.op_cost import CostRule, op_cost
+from tokenpass.cost.cost_rules import CostRule
+from tokenpass.cost.op_cost import op_cost
 from tokenpass.cost.sizes import ONE, ZERO, dtype_name, elements, tensors_in, value_of
 from tokenpass.ops.cost_record import OpCost, Work
 
@@ -54,7 +55,7 @@ class FusionGroup:
     def symbols(self) -> tuple[sympy.Symbol, ...]:
         """The levels that this group's cost depends on, in a fixed order."""
         parts = (self.flops, self.bytes_read, self.bytes_written, *self.dims)
-        found = {symbol for part in parts for symbol in part.free_symbols}
+        found = {s for part in parts for s in part.free_symbols if isinstance(s, sympy.Symbol)}
         return tuple(sorted(found, key=str))
 
 

@@ -49,7 +49,7 @@ def size_function(
     moved = group.bytes_read + group.bytes_written
     expressions = [group.flops, moved, *group.dims, *amounts]
     if symbols:
-        expressions = [expression.xreplace(places) for expression in expressions]
+        expressions = [sympy.sympify(part.xreplace(places)) for part in expressions]
     kinds = tuple(kind for kind, _ in group.elements)
     key = (group.work, group.dtype, kinds, len(group.dims), tuple(expressions))
     if key not in forms:

@@ -17,13 +17,14 @@ from tokenpass.cost.device import DeviceProfile, device_fingerprint
 from tokenpass.cost.measure_cases import Case
 from tokenpass.cost.rates import RateTable
 from tokenpass.errors import UserError
+from tokenpass.ops.cost_record import Work
 
 Progress = Callable[[float, str], None]
 
 # One sample lasts at least this long; short calls are repeated inside it.
 SAMPLE_SECONDS = 2e-4
 
-ELEMENT_WORK = ("pointwise", "special", "reduction", "gather", "scatter", "sort")
+ELEMENT_WORK: tuple[Work, ...] = ("pointwise", "special", "reduction", "gather", "scatter", "sort")
 
 SHAPE_AXES = {
     "gemm": {"m": cases.GEMM_M, "n": cases.GEMM_NK, "k": cases.GEMM_NK},
@@ -99,21 +100,22 @@ def _profile(device: torch.device, todo: Sequence[Case], fastest: Sequence[float
     by_table: dict[str, dict[tuple[int, ...], tuple[float, float]]] = {}
     for case, seconds in zip(todo, fastest, strict=True):
         by_table.setdefault(case.table, {})[case.point] = (case.work, seconds)
-    tables = {
-        f"{name}_gflop_per_s": {"float32": _table(SHAPE_AXES[name], by_table[name])}
-        for name in SHAPE_AXES
-    }
-    rates = {name: _rate(by_table[name][()]) for name in ELEMENT_WORK}
+    tables = {name: {"float32": _table(axes, by_table[name])} for name, axes in SHAPE_AXES.items()}
+    rates: dict[Work, float] = {name: _rate(by_table[name][()]) for name in ELEMENT_WORK}
     return DeviceProfile(
         name=f"measured {device.type}",
         kind="cuda" if device.type == "cuda" else "cpu",
         threads=torch.get_num_threads() if device.type == "cpu" else 1,
         fingerprint=device_fingerprint(device),
+        gemm_gflop_per_s=tables["gemm"],
+        bmm_gflop_per_s=tables["bmm"],
+        conv_gflop_per_s=tables["conv"],
+        attention_gflop_per_s=tables["attention"],
+        masked_attention_gflop_per_s=tables["masked_attention"],
         bandwidth_gb_per_s=_table({"bytes": cases.MOVED_BYTES}, by_table["bandwidth"]),
         element_g_per_s=rates,
         launch_us=by_table["launch"][()][1] * 1e6,
         call_us=by_table["call"][()][1] * 1e6,
-        **tables,
     )
 
 
@@ -144,7 +146,7 @@ def _nearest_known(
 ) -> tuple[int, ...]:
     """Go down the longest axis until a timed point is reached; the first axis goes last."""
     while point not in known:
-        axis = max(range(len(point)), key=lambda place: (point[place] if place else 0))
+        axis = max(range(len(point)), key=lambda place: point[place] if place else 0)
         lower = axes[axis][list(axes[axis]).index(point[axis]) - 1]
         point = (*point[:axis], lower, *point[axis + 1 :])
     return point

@@ -14,11 +14,11 @@ from typing import Any, Literal
 import sympy
 from torch import fx
 
+from tokenpass.cost.cost_rules import CostRule
 from tokenpass.cost.device import DeviceProfile
 from tokenpass.cost.fusion import FusionGroup, fusion_groups
 from tokenpass.cost.group_time import Bound, GroupSizes, GroupTimer
 from tokenpass.cost.lambdas import SizeFunction, size_function
-from tokenpass.cost.op_cost import CostRule
 from tokenpass.errors import InternalError
 from tokenpass.ops.cost_record import Work
 

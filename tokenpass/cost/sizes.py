@@ -57,7 +57,10 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 def shares_storage(value: torch.Tensor, others: Sequence[torch.Tensor]) -> bool:
     """Whether `value` is a view of one of `others`; true for fake tensors as for real ones."""
-    return any(torch._C._is_alias_of(value, other) for other in others)
+    return any(
+        torch._C._is_alias_of(value, other)  # pyright: ignore[reportAttributeAccessIssue]
+        for other in others
+    )
 
 
 def dtype_name(dtype: torch.dtype) -> str:
