@@ -140,11 +140,16 @@ def _fuse(
             node = leader[node]
         return node
 
+    rows: dict[fx.Node, sympy.Expr] = {}
     for node, item in costed.items():
+        if item.cost.work == "reduction":
+            rows[node] = item.space
         for argument in node.all_input_nodes:
             source = costed.get(bases[argument])
-            if source is not None and _fits(source, item):
+            if source is not None and _fits(source, item, rows.get(source.node)):
                 leader[find(node)] = find(source.node)
+                if source.node in rows and item.space == source.reduced:
+                    rows.setdefault(node, rows[source.node])
     members: dict[fx.Node, list[fx.Node]] = {}
     for node in costed:
         members.setdefault(find(node), []).append(node)
@@ -176,12 +181,17 @@ def _sink_target(
     return target.node if target.fusible and target.owner == items[0].owner else None
 
 
-def _fits(source: _Costed, target: _Costed) -> bool:
+def _fits(source: _Costed, target: _Costed, rows: sympy.Expr | None) -> bool:
+    """Whether loops agree; `rows` is the space of the reduction that `source` comes from, if any.
+
+    mean [n] of x [n, c] fuses with what is done to the means, [n], and with x * rsqrt(mean): the
+    kernel has the row at hand once its mean is known.
+    """
     if not (source.fusible and target.fusible) or source.owner != target.owner:
         return False
     if source.depth != target.depth:
         return False
-    return source.space == target.space or source.reduced == target.space
+    return target.space in (source.space, source.reduced, rows)
 
 
 def _readers(

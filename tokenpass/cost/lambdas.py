@@ -4,7 +4,7 @@ alone have one form."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy
@@ -49,7 +49,7 @@ def size_function(
     moved = group.bytes_read + group.bytes_written
     expressions = [group.flops, moved, *group.dims, *amounts]
     if symbols:
-        expressions = [sympy.sympify(part.xreplace(places)) for part in expressions]
+        expressions = [part.xreplace(places) for part in expressions]
     kinds = tuple(kind for kind, _ in group.elements)
     key = (group.work, group.dtype, kinds, len(group.dims), tuple(expressions))
     if key not in forms:
@@ -61,7 +61,7 @@ def _compile(
     group: FusionGroup,
     kinds: tuple[Any, ...],
     places: tuple[sympy.Symbol, ...],
-    expressions: list[sympy.Expr],
+    expressions: Sequence[sympy.Basic],
 ) -> SizeFunction:
     function = sympy.lambdify(places, expressions, modules=[_FUNCTIONS, "math"], cse=True)
     work, dtype, first = group.work, group.dtype, 2 + len(group.dims)
