@@ -8,11 +8,11 @@ import os
 import platform
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tokenpass.cost.rates import Positive, RateTable
 from tokenpass.errors import ConfigError, nearest
@@ -24,6 +24,14 @@ log = logging.getLogger(__name__)
 DEVICES: tuple[str, ...] = ("generic-cpu", "a100", "h200")
 
 GENERIC = {"cpu": "generic-cpu", "cuda": "a100"}
+
+SHAPED_TABLES = (
+    "gemm_gflop_per_s",
+    "bmm_gflop_per_s",
+    "conv_gflop_per_s",
+    "attention_gflop_per_s",
+    "masked_attention_gflop_per_s",
+)
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -47,6 +55,7 @@ class DeviceProfile(BaseModel):
     `masked_attention_gflop_per_s` over (queries, keys, head_dim).
     `bandwidth_gb_per_s` over the bytes that a kernel moves (small ones stay in a cache).
     `element_g_per_s` is 1e9 elements per second of a kind of work (see `OpCost`).
+    `sources` says where each number is from; `default` speaks for those it does not name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,11 +77,31 @@ class DeviceProfile(BaseModel):
     launch_us: NotNegative
     call_us: NotNegative
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "pointwise" not in self.element_g_per_s:
+            raise ValueError("element_g_per_s needs a rate for 'pointwise', the default")
+        for name in SHAPED_TABLES:
+            tables: dict[str, RateTable] = getattr(self, name)
+            required = name in ("gemm_gflop_per_s", "attention_gflop_per_s")
+            if "float32" not in tables and (tables or required):
+                raise ValueError(f"{name} needs a table for 'float32', the default dtype")
+            for dtype, table in tables.items():
+                if len(table.axes) != 3:
+                    raise ValueError(f"{name}.{dtype} needs 3 axes, got {list(table.axes)}")
+        if len(self.bandwidth_gb_per_s.axes) != 1:
+            raise ValueError("bandwidth_gb_per_s needs the one axis `bytes`")
+        return self
+
     def save(self, path: Path) -> None:
         """Write as YAML, in the order of the fields, making folders as needed."""
         path.parent.mkdir(parents=True, exist_ok=True)
         data = self.model_dump(mode="json", exclude_defaults=True)
-        path.write_text(yaml.safe_dump({"version": 1, **data}, sort_keys=False, width=100))
+        path.write_text(
+            yaml.safe_dump(
+                {"version": 1, **data}, sort_keys=False, width=100, default_flow_style=None
+            )
+        )
 
 
 def load_profile(path: Path) -> DeviceProfile:
@@ -133,8 +162,9 @@ def _cpu_model() -> str:
     return " ".join(sorted(found)) or platform.processor() or platform.machine()
 
 
-def cached_profile_path(device: torch.device) -> Path:
+def cached_profile_path(device: torch.device | str) -> Path:
     """Where the measured profile of this device is kept, whether or not it exists."""
+    device = torch.device(device)
     digest = hashlib.sha256(device_fingerprint(device).encode()).hexdigest()[:16]
     return cache_folder() / "devices" / f"{device.type}-{digest}.yaml"
 
