@@ -56,15 +56,18 @@ def reference(
     # divides the maximum alone.
     source = keys[:, 0::2]
     target = (keys[:, 1::2] / norm[:, 1::2, None]).mT
+    minus = None
+    if blocked_target is not None:  # adding a row of -inf or 0 takes a fifth of masked_fill's time
+        minus = keys.new_zeros((batch, 1, targets))
+        minus.masked_fill_(blocked_target[:, None], -torch.inf)
     rows = max(1, TILE // targets)
     samples = max(1, rows // sources)
     for b in range(0, batch, samples):
         of = slice(b, b + samples)
-        blocked = None if blocked_target is None else blocked_target[of, None]
         for i in range(0, sources, rows):
             tile = torch.bmm(source[of, i : i + rows], target[of])
-            if blocked is not None:
-                tile.masked_fill_(blocked, -torch.inf)
+            if minus is not None:
+                tile += minus[of]
             score[of, i : i + rows], partner[of, i : i + rows] = _first_max(tile)
     score /= norm[:, 0::2]
     if blocked_source is not None:
