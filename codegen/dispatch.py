@@ -29,9 +29,15 @@ class Dispatcher:
         self._templates = templates
         self._launchers: dict[Hashable, Callable[..., Any]] = {}
         self._warned: set[str] = set()
+        self._defaults = tuple(
+            argument.default_value for argument in operator.overload._schema.arguments
+        )
 
     def __call__(self, *arguments: Any) -> Any:
         """The operator's results for `arguments`; runs on the device that holds them."""
+        # The dispatcher leaves out trailing arguments that have their default value.
+        arguments = (*arguments, *self._defaults[len(arguments) :])
+        self._operator.check(*arguments)
         problem = problem_of(self._operator.name, arguments)
         choice = choose(problem, self._templates)
         if choice.template is None:

@@ -44,8 +44,9 @@ def reference(
     keys: Tensor, blocked_source: Tensor | None = None, blocked_target: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`bipartite_match` in plain torch, one tile of at most max(TILE, targets) similarities."""
-    sources, targets = _checked_counts(keys, blocked_source, blocked_target)
-    batch = keys.shape[0]
+    check(keys, blocked_source, blocked_target)
+    batch, tokens, _ = keys.shape
+    sources, targets = (tokens + 1) // 2, tokens // 2
     keys = keys.detach().float()
     score = keys.new_full((batch, sources), -torch.inf)
     partner = torch.zeros((batch, sources), dtype=torch.int64, device=keys.device)
@@ -93,30 +94,30 @@ def fake(
     keys: Tensor, blocked_source: Tensor | None = None, blocked_target: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Shapes and dtypes of the outputs, [batch, sources] each."""
-    sources, _ = _checked_counts(keys, blocked_source, blocked_target)
-    shape = (keys.shape[0], sources)
+    check(keys, blocked_source, blocked_target)
+    shape = (keys.shape[0], (keys.shape[1] + 1) // 2)
     return keys.new_empty(shape, dtype=torch.float32), keys.new_empty(shape, dtype=torch.int64)
 
 
-def _checked_counts(
-    keys: Tensor, blocked_source: Tensor | None, blocked_target: Tensor | None
-) -> tuple[int, int]:
-    """Numbers of sources and targets; raises ValueError where the arguments do not fit."""
+def check(
+    keys: Tensor, blocked_source: Tensor | None = None, blocked_target: Tensor | None = None
+) -> None:
+    """Raises ValueError where the arguments do not fit each other."""
     if keys.dim() != 3 or not keys.is_floating_point():
         raise ValueError(
             "tokenpass::bipartite_match: keys must be floating point [batch, tokens, width], "
             f"got {keys.dtype} with {keys.dim()} dimensions"
         )
-    batch, tokens = keys.shape[0], keys.shape[1]
-    sources, targets = (tokens + 1) // 2, tokens // 2
-    masks = (("blocked_source", blocked_source, sources), ("blocked_target", blocked_target, targets))
-    for name, mask, count in masks:
+    batch, tokens, _ = keys.shape
+    for name, mask, count in (
+        ("blocked_source", blocked_source, (tokens + 1) // 2),
+        ("blocked_target", blocked_target, tokens // 2),
+    ):
         if mask is not None and (mask.dtype != torch.bool or mask.shape != (batch, count)):
             raise ValueError(
                 f"tokenpass::bipartite_match: {name} must be bool [{batch}, {count}], "
                 f"got {mask.dtype} {tuple(mask.shape)}"
             )
-    return sources, targets
 
 
 def cost(
@@ -140,10 +141,10 @@ def cost(
 def example(
     generator: torch.Generator, dtype: torch.dtype, *, batch: int, tokens: int, width: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Arguments of one call: normal keys, some tokens zero or equal, each mask there or not."""
+    """Arguments of one call: normal keys, some tokens zero, each mask there or not (by seed)."""
+    masked = torch.rand(2, generator=generator) < 0.5
     keys = torch.randn(batch, tokens, width, generator=generator)
     keys[torch.rand(batch, tokens, generator=generator) < 0.05] = 0.0
-    masked = torch.rand(2, generator=generator) < 0.5
     blocked_source = torch.rand(batch, (tokens + 1) // 2, generator=generator) < 0.2
     blocked_target = torch.rand(batch, tokens // 2, generator=generator) < 0.3
     return (
@@ -159,6 +160,7 @@ OPERATOR = Operator(
         "(Tensor keys, Tensor? blocked_source=None, Tensor? blocked_target=None)"
         " -> (Tensor score, Tensor partner)"
     ),
+    check=check,
     reference=reference,
     fake=fake,
     cost=cost,
