@@ -37,7 +37,9 @@ class Problem:
 def problem_of(operator: str, arguments: Sequence[Any]) -> Problem:
     """The problem that a call poses, from its tensors, real or fake."""
     described = tuple(
-        Argument(value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape))
+        Argument(
+            value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape)
+        )
         if isinstance(value, torch.Tensor)
         else None
         for value in arguments

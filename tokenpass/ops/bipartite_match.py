@@ -165,6 +165,6 @@ OPERATOR = Operator(
     fake=fake,
     cost=cost,
     example=example,
-    sizes={"batch": range(0, 4), "tokens": range(0, 40), "width": range(1, 50)},
+    sizes={"batch": range(4), "tokens": range(40), "width": range(1, 50)},
     dtypes=(torch.float32, torch.float16, torch.bfloat16, torch.float64),
 )

@@ -19,10 +19,11 @@ class Operator:
     """One operator of our own, whole: everything that the contract suite checks stands here.
 
     `check` raises ValueError for arguments that do not fit each other, before any kernel reads
-    them; `reference` is the registered implementation on every device; `fake` gives its outputs' shapes
-    from fake tensors with symbolic sizes; `cost` takes the call's own arguments (fake or real) and
-    returns expressions of their sizes. `example(generator, dtype, **sizes)` makes the arguments of
-    one call, `sizes` names its free sizes with the ranges worth testing, `dtypes` what it accepts.
+    them; `reference` is the registered implementation on every device; `fake` gives its outputs'
+    shapes from fake tensors with symbolic sizes; `cost` takes the call's own arguments (fake or
+    real) and returns expressions of their sizes. `example(generator, dtype, **sizes)` makes the
+    arguments of one call, `sizes` names its free sizes with the ranges worth testing, `dtypes`
+    what it accepts.
     """
 
     name: str
