@@ -18,14 +18,17 @@ NAMESPACE = "tokenpass"
 class Operator:
     """One operator of our own, whole: everything that the contract suite checks stands here.
 
-    `reference` is the registered implementation on every device; `fake` gives its outputs' shapes
-    from fake tensors with symbolic sizes; `cost` takes the call's own arguments (fake or real) and
-    returns expressions of their sizes. `example(generator, dtype, **sizes)` makes the arguments of
-    one call, `sizes` names its free sizes with the ranges worth testing, `dtypes` what it accepts.
+    `check` raises ValueError for arguments that do not fit each other, before any kernel reads
+    them; `reference` is the registered implementation on every device; `fake` gives its outputs'
+    shapes from fake tensors with symbolic sizes; `cost` takes the call's own arguments (fake or
+    real) and returns expressions of their sizes. `example(generator, dtype, **sizes)` makes the
+    arguments of one call, `sizes` names its free sizes with the ranges worth testing, `dtypes`
+    what it accepts.
     """
 
     name: str
     schema: str
+    check: Callable[..., None]
     reference: Callable[..., Any]
     fake: Callable[..., Any]
     cost: Callable[..., OpCost]
