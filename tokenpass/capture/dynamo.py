@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
 
 from tokenpass.edits import Rejection
-from tokenpass.tracing import carry_over, placeholders, retrace, source_line
+from tokenpass.tracing import calls, carry_over, placeholders, retrace, source_line
 
 
 class CaptureRefused(Exception):
@@ -31,13 +31,18 @@ class CaptureRefused(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """A pre-dispatch ATen graph, the fake inputs it was traced with, and its data placeholders."""
+    """A pre-dispatch ATen graph, the fake inputs it was traced with, and its data placeholders.
+
+    `training`: gradients are recorded. `train_mode`: the first operator in training mode (dropout,
+    batch norm), as (node, source line).
+    """
 
     module: GraphModule
     fakes: tuple[Any, ...]
     mode: FakeTensorMode
     data_inputs: tuple[Node, ...]
     training: bool
+    train_mode: tuple[str, str] | None
 
 
 def capture(module: GraphModule, example_inputs: Sequence[Any]) -> Captured:
@@ -56,7 +61,28 @@ def capture(module: GraphModule, example_inputs: Sequence[Any]) -> Captured:
     training = torch.is_grad_enabled() and any(
         isinstance(x, torch.Tensor) and x.requires_grad for x in example_inputs
     )
-    return Captured(traced, tuple(fakes), mode, tuple(data), training)
+    return Captured(traced, tuple(fakes), mode, tuple(data), training, train_mode(traced))
+
+
+def train_mode(module: GraphModule) -> tuple[str, str] | None:
+    """The first operator that acts as in training, with its source line."""
+    for node in calls(module.graph):
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        named = {a.name: at for at, a in enumerate(node.target._schema.arguments)}
+        for name in ("train", "training", "dropout_p"):
+            at = named.get(name)
+            if at is None:
+                continue
+            value = node.args[at] if at < len(node.args) else node.kwargs.get(name)
+            if value and not no_dropout(node):
+                return node.name, source_line(node)
+    return None
+
+
+def no_dropout(node: Node) -> bool:
+    """Dropout with probability zero, which does nothing in training either."""
+    return node.target is torch.ops.aten.dropout.default and node.args[1] == 0
 
 
 def refuse_known_breakers(module: GraphModule) -> None:

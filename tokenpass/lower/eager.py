@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Interpreter
 
 
 def lower_eager(
-    module: GraphModule, example_inputs: Sequence[Any], options: dict[str, Any]
+    module: GraphModule, example_inputs: Sequence[Any]
 ) -> Callable[..., Any]:
     """A callable that interprets the graph."""
     return Interpreter(module).run
