@@ -22,7 +22,7 @@ from tokenpass.cost.device import DeviceProfile
 from tokenpass.cost.roofline import GraphCost, Objective, graph_cost
 from tokenpass.graph.view import View
 from tokenpass.plan.choice import Choice
-from tokenpass.rewrite.rewriter import Actions, rewrite, static_fakes
+from tokenpass.rewrite.rewriter import Actions, rewrite_at_levels, static_fakes
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ def price(
     env = ShapeEnv()
     mode = FakeTensorMode(shape_env=env)
     levels = level_symbols(env, example_levels(choices))
-    module = rewrite(view, actions_at(levels), static_fakes(fakes, mode), mode)
+    module = rewrite_at_levels(view, actions_at, levels, static_fakes(fakes, mode), mode)
     symbols = tuple(level.node.expr for level in levels)
     return Prices(graph_cost(module, op_costs), symbols, choices, profile, objective)
 

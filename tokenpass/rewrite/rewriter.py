@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,25 @@ def rewrite(
     replay = Replay(view, actions.at, actions.read_cuts, actions.keep_short)
     traced = retrace(replay.run, fakes, mode)
     carry_over(view.module, traced)
+    mark_owners(traced)
+    return traced
+
+
+def rewrite_at_levels(
+    view: View,
+    actions_at: Callable[[Sequence[Any]], Actions],
+    levels: Sequence[torch.SymInt],
+    fakes: Sequence[Any],
+    mode: FakeTensorMode,
+) -> GraphModule:
+    """The same with symbolic levels, which become inputs of the graph: to price it, not to run."""
+
+    def run(*inputs: Any) -> Any:
+        actions = actions_at(inputs[len(fakes) :])
+        replay = Replay(view, actions.at, actions.read_cuts, actions.keep_short)
+        return replay.run(*inputs[: len(fakes)])
+
+    traced = retrace(run, [*fakes, *levels], mode)
     mark_owners(traced)
     return traced
 
