@@ -15,12 +15,11 @@ import json, torch
 from torch._dynamo.utils import counters
 from tokenpass.ops.bipartite_match import bipartite_match
 
-def merge(x):
-    score, partner = bipartite_match(x.relu())
-    return x[:, 1::2].gather(1, partner[..., None].expand(-1, -1, x.shape[-1])) + score[..., None]
+def match(x):  # no pointwise neighbours: nothing for the C++ compiler to spend seconds on
+    return bipartite_match(x @ x)[1]
 
-x = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))
-assert torch.allclose(torch.compile(merge, dynamic=True)(x), merge(x))
+x = torch.eye(4).expand(2, 4, 4).contiguous()
+assert torch.equal(torch.compile(match)(x), match(x))
 print(json.dumps({**counters["aot_autograd"], **counters["inductor"]}))
 """
 

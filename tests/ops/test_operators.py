@@ -122,6 +122,7 @@ def test_gradients_pass_by(operator, backend):
 
 @every_operator
 def test_one_graph_serves_several_sizes(operator):
+    torch._dynamo.reset()
     compiled = torch.compile(operator.overload, backend="aot_eager", dynamic=True, fullgraph=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for scale in (2, 3, 4):
