@@ -66,7 +66,9 @@ def compile_graph(
     view = analyse(captured.module, list(captured.data_inputs))
     training = training_refusal(captured, config)
     if training is not None:
-        plan = Plan(fingerprint(captured.module), budget=config.budget or 1.0, rejections=(training,))
+        plan = Plan(
+            fingerprint(captured.module), budget=config.budget or 1.0, rejections=(training,)
+        )
         return lower_dense(module, example_inputs, config, GraphReport("dense", plan))
     planned = make_plan(view, captured, config)
     return lower_planned(module, example_inputs, config, planned, time.perf_counter() - start)
@@ -87,9 +89,7 @@ def lower_planned(
     return lower(planned.module, example_inputs, config)
 
 
-def lower(
-    module: GraphModule, example_inputs: Sequence[Any], config: Config
-) -> Callable[..., Any]:
+def lower(module: GraphModule, example_inputs: Sequence[Any], config: Config) -> Callable[..., Any]:
     """The lowering that the options name."""
     if config.lowering == "eager":
         return lower_eager(module, example_inputs)
@@ -117,9 +117,7 @@ def fall_back(
     )
     log.debug("fallback", exc_info=cause)
     plan = Plan("", budget=config.budget or 1.0)
-    return lower_dense(
-        module, example_inputs, config, GraphReport("fallback", plan, cause=summary)
-    )
+    return lower_dense(module, example_inputs, config, GraphReport("fallback", plan, cause=summary))
 
 
 def training_refusal(captured: Captured, config: Config) -> Rejection | None:

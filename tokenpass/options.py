@@ -48,5 +48,3 @@ def read_options(options: Mapping[str, Any] | None, mode: str | None = None) -> 
         inductor_options=known,
         device_profiles=DEVICES,
     )
-
-

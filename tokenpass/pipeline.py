@@ -160,9 +160,7 @@ class Planner:
             fixed=tuple(f for _, f in kept),
             rejections=rejections,
         )
-        unedited = replace(
-            self.unedited, plan=replace(self.unedited.plan, rejections=rejections)
-        )
+        unedited = replace(self.unedited, plan=replace(self.unedited.plan, rejections=rejections))
         return replace(self, found=found, unedited=unedited)
 
     def exact_only(self) -> Planned:
@@ -210,9 +208,7 @@ class Planner:
         """The replay's actions for one level at each candidate (None: left out)."""
         at: dict[Any, list[Any]] = {}
         by_name = {item.name: item for item in all_passes()}
-        for owner, (candidate, level) in enumerate(
-            zip(self.found.candidates, levels, strict=True)
-        ):
+        for owner, (candidate, level) in enumerate(zip(self.found.candidates, levels, strict=True)):
             item = by_name[candidate.pass_name]
             if level is not None and isinstance(item, LossyPass):
                 action = item.action(candidate, level, owner, self.config.seed)
@@ -234,7 +230,9 @@ class Planner:
             if expression is not None
         )
         keep_exact = exact.module is not None
-        actions = self.actions([None if e is None else evaluator(e) for e in expressions], keep_exact)
+        actions = self.actions(
+            [None if e is None else evaluator(e) for e in expressions], keep_exact
+        )
         exact_edits = self.found.exact_edits if keep_exact else ()
         made = self.carry_out(actions, (*edits, *exact_edits), chosen.notes)
         return replace(made, plan=replace(made.plan, error=chosen.error))
@@ -321,9 +319,7 @@ def view_summary(view: View) -> tuple[Rejection, ...]:
     )
 
 
-def exact_edits(
-    view: View, owners: int
-) -> tuple[Actions, tuple[Edit, ...], tuple[Rejection, ...]]:
+def exact_edits(view: View, owners: int) -> tuple[Actions, tuple[Edit, ...], tuple[Rejection, ...]]:
     """The exact passes' cuts, as actions and as edits."""
     cuts, edits, rejections = [], [], []
     for item in all_passes():
@@ -361,9 +357,7 @@ def choices_of(found: Found, view: View) -> tuple[Choice, ...]:
     )
 
 
-def levels_used(
-    candidates: Sequence[Candidate], levels: Sequence[int]
-) -> list[int | None]:
+def levels_used(candidates: Sequence[Candidate], levels: Sequence[int]) -> list[int | None]:
     """The count behind each candidate that removes something, None for the others."""
     incoming: dict[int, int] = {}
     used: list[int | None] = []
@@ -459,9 +453,7 @@ def carry_out_pinned(
         raise PlanMismatchError(f"{config.origin}: {refused.rejection}") from refused
 
 
-def pinned_candidate(
-    view: View, config: Config, edit: Edit, item: LossyPass
-) -> Candidate:
+def pinned_candidate(view: View, config: Config, edit: Edit, item: LossyPass) -> Candidate:
     """The candidate that a pinned edit names; raises `PlanMismatchError` with the nearest site."""
     found = item.candidates(view, PassContext(edit.policy, config.seed, config.shorter_cache))
     for candidate in found.candidates:
@@ -543,5 +535,3 @@ def token_counts(planned: Planned) -> list[tuple[str, str]]:
         now[axis] = outgoing
         counts.append((incoming, outgoing))
     return counts
-
-

@@ -74,7 +74,9 @@ def source_line(node: Node) -> str:
     return f"{file}:{line} in {function}"
 
 
-def retrace(function: Callable[..., Any], fakes: Sequence[Any], mode: FakeTensorMode) -> GraphModule:
+def retrace(
+    function: Callable[..., Any], fakes: Sequence[Any], mode: FakeTensorMode
+) -> GraphModule:
     """Trace a function over fake inputs into a pre-dispatch ATen graph."""
     with mode, preserve_node_meta():
         traced = make_fx(function, pre_dispatch=True, tracing_mode="real")(*fakes)

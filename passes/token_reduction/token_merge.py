@@ -66,7 +66,9 @@ def merge_tokens(signals: SiteSignals, matcher: Any, owner: int) -> Reduction:
     """The reduction that merges the most similar pairs at a site."""
     parent, tokens, count = signals.parent, signals.tokens, signals.count
     padding, protected = signals.padding, signals.protected()
-    blocked = protected if padding is None else padding if protected is None else padding | protected
+    blocked = (
+        protected if padding is None else padding if protected is None else padding | protected
+    )
     score, partner = matcher(signals.keys, blocked)
     if padding is not None:
         score = torch.where(padding[:, 0::2], float("inf"), score)

@@ -39,9 +39,7 @@ def token_candidates(
                 continue
             depth = (layers.index(site.layer) + 1) / len(layers)
             keep = max(1, len(stream.protected.positions))
-            found.append(
-                Candidate(name, policy.__name__, site, stream, depth, lowest, keep)
-            )
+            found.append(Candidate(name, policy.__name__, site, stream, depth, lowest, keep))
     return Found(tuple(found), tuple(rejections))
 
 

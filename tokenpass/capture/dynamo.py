@@ -86,7 +86,7 @@ def no_dropout(node: Node) -> bool:
 
 
 def refuse_known_breakers(module: GraphModule) -> None:
-    """functorch regions trace into graphs that fail later, and leave functorch's stack dirty."""
+    """Functorch regions trace into graphs that fail later, and leave functorch's stack dirty."""
     for node in module.graph.nodes:
         if node.op != "call_function":
             continue

@@ -23,7 +23,7 @@ FREE = OpCost(work="view")
 def _matrix(
     batch: sympy.Expr, m: sympy.Expr, n: sympy.Expr, k: sympy.Expr, adds: sympy.Expr = ZERO
 ) -> OpCost:
-    """batch products of [m, k] by [k, n]: 2 batch m n k flops, and `adds` for a bias."""
+    """Batch products of [m, k] by [k, n]: 2 batch m n k flops, and `adds` for a bias."""
     work: Work = "gemm" if batch == 1 else "bmm"
     return OpCost(work=work, flops=2 * batch * m * n * k + adds, dims=(batch, m, n, k))
 
@@ -31,14 +31,14 @@ def _matrix(
 def linear(
     out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> OpCost:
-    """x [..., k] by weight [n, k]: m is the product of x's leading dimensions."""
+    """X [..., k] by weight [n, k]: m is the product of x's leading dimensions."""
     n, k = extent(weight.shape[0]), extent(weight.shape[1])
     m = product(x.shape[:-1])
     return _matrix(ONE, m, n, k, m * n if bias is not None else ZERO)
 
 
 def matmul(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> OpCost:
-    """a [..., m, k] by b [..., k, n] with broadcasting; a 2-d b is one product, batch folded."""
+    """A [..., m, k] by b [..., k, n] with broadcasting; a 2-d b is one product, batch folded."""
     k = extent(a.shape[-1])
     if b.dim() <= 2:
         n = extent(b.shape[1]) if b.dim() == 2 else ONE
@@ -51,7 +51,7 @@ def matmul(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> OpCost:
 def addmm(
     out: torch.Tensor, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **_: Any
 ) -> OpCost:
-    """bias + a b, for `addmm` [m, k] x [k, n] and `baddbmm` with a batch in front."""
+    """Bias + a b, for `addmm` [m, k] x [k, n] and `baddbmm` with a batch in front."""
     cost = matmul(out, a, b)
     return OpCost(work=cost.work, flops=cost.flops + elements(out), dims=cost.dims)
 
@@ -115,7 +115,7 @@ def creation(out: Any, *_: Any, **__: Any) -> OpCost:
 
 
 def power(out: torch.Tensor, base: Any, exponent: Any = None, **_: Any) -> OpCost:
-    """x ** 2 is one multiplication (as in an RMS norm); other exponents are transcendental."""
+    """X ** 2 is one multiplication (as in an RMS norm); other exponents are transcendental."""
     return (POINTWISE if exponent == 2 else over("special", 0.5))(out, base)
 
 

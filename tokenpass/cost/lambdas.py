@@ -1,5 +1,6 @@
 """Compile a fusion group's sympy expressions once per form: groups that differ in symbol names
-alone have one form."""
+alone have one form.
+"""
 
 from __future__ import annotations
 

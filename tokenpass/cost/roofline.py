@@ -62,13 +62,20 @@ class GraphCost:
 
         `without_edits` leaves out the groups that these edits inserted.
         """
-        key = (id(profile), objective, frozenset(without_edits))
+        key = (id(profile), objective)
         if key not in self._bound:
             measure = _measure(profile, objective)
-            kept = [group for group in self.groups if group.owner not in key[2]]
-            # The profile is kept beside the function so that its id stays its own.
-            self._bound[key] = (profile, _Evaluator(kept, measure, self._forms))
-        return self._bound[key][1]
+            by_owner: dict[int | None, list[FusionGroup]] = {}
+            for group in self.groups:
+                by_owner.setdefault(group.owner, []).append(group)
+            parts = {
+                owner: _Evaluator(groups, measure, self._forms)
+                for owner, groups in by_owner.items()
+            }
+            # The profile is kept beside the functions so that its id stays its own.
+            self._bound[key] = (profile, parts)
+        kept = [f for owner, f in self._bound[key][1].items() if owner not in without_edits]
+        return lambda levels: sum(function(levels) for function in kept)
 
     def evaluate(
         self,

@@ -20,7 +20,8 @@ from tokenpass.graph.axis import Axis, Factor, Label, Unalignable
 from tokenpass.graph.call import Call, Operand, Runner
 from tokenpass.graph.demand_lattice import Demand
 from tokenpass.graph.join import broadcast, broadcast_targets, join_dims
-from tokenpass.graph.rule_kinds import Blocked, Kind, Rule, block_dims, join_demands, recut
+from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, join_demands
+from tokenpass.graph.rules_mixing import recut
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,7 @@ class Attention(Rule):
         return targets
 
     def blocked(self, call: Call) -> list[Blocked]:
-        return [
-            blocked for at in range(3) for blocked in block_dims(at, call.operands[at], [-1])
-        ]
+        return [blocked for at in range(3) for blocked in block_dims(at, call.operands[at], [-1])]
 
     def execute(self, call: Call, outs: tuple[Label, ...], runner: Runner) -> Any:
         query, key, _, mask = self.parts(call)

@@ -13,33 +13,21 @@ import torch
 
 from tokenpass.graph.attention_rule import Attention
 from tokenpass.graph.call import Call
-from tokenpass.graph.rule_kinds import (
-    AdvancedIndex,
-    Along,
+from tokenpass.graph.rule import Rule
+from tokenpass.graph.rules_apart import Factory, Like, Lookup, Normalise, Pointwise, Project
+from tokenpass.graph.rules_layout import (
     Concatenate,
-    Contract,
-    Convolve,
     Expand,
-    Factory,
-    Gather,
-    Like,
-    Lookup,
-    Normalise,
-    Parts,
     Permute,
-    Pointwise,
-    Project,
-    Read,
-    Reduce,
     Repeat,
     Reshape,
-    Rule,
-    Softmax,
     listed_order,
     moved_order,
     reverse_order,
     swap_order,
 )
+from tokenpass.graph.rules_mixing import Contract, Convolve, Reduce, Softmax
+from tokenpass.graph.rules_position import AdvancedIndex, Along, Gather, Parts, Read
 
 aten = torch.ops.aten
 

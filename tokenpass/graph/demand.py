@@ -76,4 +76,3 @@ def operand_nodes(node: Node, labels: Labels) -> list[Node]:
         items = value if isinstance(value, list | tuple) else [value]
         found += [item for item in items if isinstance(item, Node) and item in labels.of]
     return found
-

@@ -64,7 +64,10 @@ def broadcast_targets(labels: Sequence[Label], out: Label) -> list[Label]:
     targets = []
     for label in labels:
         skip = len(out) - len(label)
-        target = [follow(dim, out[skip + at]) if dim else offer(out[skip + at]) for at, dim in enumerate(label)]
+        target = [
+            follow(dim, out[skip + at]) if dim else offer(out[skip + at])
+            for at, dim in enumerate(label)
+        ]
         targets.append((*map(offer, out[:skip]), *target))
     return targets
 

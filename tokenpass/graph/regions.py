@@ -94,9 +94,7 @@ def fused_region(node: Node, labels: Labels, layer: int) -> AttentionRegion | No
     mask = mask if isinstance(mask, Node) else None
     causal = bool(call.get("is_causal", False)) or varies_along_queries(labels, mask)
     scale = call.get("scale")
-    return AttentionRegion(
-        layer, node, query, key, value, mask, rows, columns, causal, scale=scale
-    )
+    return AttentionRegion(layer, node, query, key, value, mask, rows, columns, causal, scale=scale)
 
 
 def varies_along_queries(labels: Labels, mask: Node | None) -> bool:

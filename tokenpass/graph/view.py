@@ -89,9 +89,7 @@ def find_streams(
             first = mine[0].node
             because = "no value of this stream separates the data input from the main output"
             place = module_path(first) or first.name
-            rejections.append(
-                Rejection("no_chain", place, because, source=source_line(first))
-            )
+            rejections.append(Rejection("no_chain", place, because, source=source_line(first)))
             continue
         batch, sites = find_sites(chain, mine, axis, labels)
         demand = demand_of(module, labels, axis)
@@ -141,5 +139,7 @@ def fingerprint(module: GraphModule) -> str:
             for t in fake_tensors(node)
         ]
         inputs = ",".join(str(names.setdefault(n, len(names))) for n in node.all_input_nodes)
-        parts.append(f"{node.op} {node.target if node.op == 'call_function' else ''} {shapes} {inputs} {module_path(node)}")
+        parts.append(
+            f"{node.op} {node.target if node.op == 'call_function' else ''} {shapes} {inputs} {module_path(node)}"
+        )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -8,8 +8,6 @@ from typing import Any
 from torch.fx import GraphModule, Interpreter
 
 
-def lower_eager(
-    module: GraphModule, example_inputs: Sequence[Any]
-) -> Callable[..., Any]:
+def lower_eager(module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """A callable that interprets the graph."""
     return Interpreter(module).run

@@ -110,9 +110,7 @@ def friendly(count: float, tokens: int) -> int:
 def all_schedules(choices: Sequence[Choice]) -> Iterator[Schedule]:
     """Every pass by itself: up to so many stages, evenly spread from an early site on."""
     for name in dict.fromkeys(choice.pass_name for choice in choices):
-        free = [
-            at for at, c in enumerate(choices) if c.pass_name == name and c.fixed is None
-        ]
+        free = [at for at, c in enumerate(choices) if c.pass_name == name and c.fixed is None]
         starts = len(free) // 2 + 1 if free else 0
         for first in range(0, starts, max(1, starts // MOST_STAGES)):
             rest = free[first:]
@@ -164,9 +162,7 @@ def fit(
     return schedule, apply(choices, schedule, high)
 
 
-def fewest_stages(
-    choices: Sequence[Choice], fitting: Sequence[tuple[Schedule, Levels]]
-) -> Levels:
+def fewest_stages(choices: Sequence[Choice], fitting: Sequence[tuple[Schedule, Levels]]) -> Levels:
     """Least error; a further stage must be worth its compile time, the more so beyond a few."""
 
     def price(item: tuple[Schedule, Levels]) -> tuple[float, Levels]:
@@ -213,9 +209,7 @@ def at_knee(
     return Chosen(knee.levels, knee.cost, knee.error, notes)
 
 
-def frontier(
-    choices: Sequence[Choice], cost: Cost, schedules: Sequence[Schedule]
-) -> list[Chosen]:
+def frontier(choices: Sequence[Choice], cost: Cost, schedules: Sequence[Schedule]) -> list[Chosen]:
     """Plans that no other plan beats in both cost and error, from dense to cheapest."""
     untouched = keep_all(choices)
     points = [Chosen(untouched, cost(untouched), 0.0)]

@@ -105,9 +105,7 @@ def take(opened: Factored, index: torch.Tensor) -> torch.Tensor:
     return opened.close(torch.gather(value, token, spread_index(index, value, token, batch)))
 
 
-def spread_index(
-    index: torch.Tensor, value: torch.Tensor, token: int, batch: int
-) -> torch.Tensor:
+def spread_index(index: torch.Tensor, value: torch.Tensor, token: int, batch: int) -> torch.Tensor:
     """`[batch, count]` indices expanded to the value's other dimensions."""
     if batch > token:
         index = index.transpose(0, 1)

@@ -195,4 +195,3 @@ def owned_by(edit: int | None) -> Iterator[None]:
             meta.pop("custom", None)
         else:
             meta["custom"] = before
-

@@ -29,7 +29,7 @@ from tokenpass.graph.axis import (
 from tokenpass.graph.axis_rules import find_rule
 from tokenpass.graph.call import Call, Operand, bind
 from tokenpass.graph.demand_lattice import Extent, Position
-from tokenpass.graph.rule_kinds import Rule
+from tokenpass.graph.rule import Rule
 from tokenpass.graph.sites import Stream
 from tokenpass.graph.view import View
 from tokenpass.rewrite.gather import combine, merge, open_factors, take, write_back
@@ -197,9 +197,7 @@ class Replay(Interpreter):
         def operand(value: Any) -> Any:
             if not isinstance(value, Node):
                 return value
-            if value not in self.view.labels.of or not isinstance(
-                fake_value(value), torch.Tensor
-            ):
+            if value not in self.view.labels.of or not isinstance(fake_value(value), torch.Tensor):
                 return self.env[value]
             shape = tuple(fake_value(value).shape)
             stream = value in self.stream_nodes
@@ -446,9 +444,13 @@ class Replay(Interpreter):
         table, out, place = self.view.labels.table, operand, at
         whole = cut if known is None and not isinstance(cut.reduce, Slice) else None
         for step in [cut] if whole is not None else cut.steps_from(known):
-            opened = open_factors(out.value, out.label, place, step.batch, table, self.shape, target)
+            opened = open_factors(
+                out.value, out.label, place, step.batch, table, self.shape, target
+            )
             if whole is None and isinstance(step.reduce, Slice):
-                value = opened.close(opened.value.narrow(opened.token, step.reduce.start, step.count))
+                value = opened.close(
+                    opened.value.narrow(opened.token, step.reduce.start, step.count)
+                )
             else:
                 value = take(opened, step.position if whole is not None else step.local_index())
             before = len(out.label)
@@ -457,7 +459,12 @@ class Replay(Interpreter):
         return out
 
     def grown(
-        self, operand: Operand, value: torch.Tensor, at: tuple[int, int], cut: Reduction, target: Label
+        self,
+        operand: Operand,
+        value: torch.Tensor,
+        at: tuple[int, int],
+        cut: Reduction,
+        target: Label,
     ) -> Operand:
         """The shortened operand; dimensions that it grew for the batch take the target's factors."""
         label = with_cut(operand.label, at, cut)
@@ -472,9 +479,7 @@ class Replay(Interpreter):
             new.append(offered if took else dim)
         return replace(operand, value=value, label=tuple(new))
 
-    def restore(
-        self, operand: Operand, at: tuple[int, int], because: str = "a barrier"
-    ) -> Operand:
+    def restore(self, operand: Operand, at: tuple[int, int], because: str = "a barrier") -> Operand:
         """The operand with one factor back at full length."""
         node = getattr(operand, "node", None)
         key = ("full", node, operand.label, at)
@@ -570,9 +575,7 @@ def tail(stream: Stream, cut: Reduction) -> Node | None:
     return same[-1] if same else None
 
 
-def run_start(
-    positions: tuple[Position, ...], full: Size, parent: Reduction | None
-) -> Size | None:
+def run_start(positions: tuple[Position, ...], full: Size, parent: Reduction | None) -> Size | None:
     """Where a run of neighbouring constant positions starts; None if it is no run.
 
     Below an ordered lossy cut only the protected first and last tokens have known places.
@@ -588,7 +591,9 @@ def run_start(
         return None
     if places == [0]:
         return 0
-    last = places == [-1] or (isinstance(parent.axis.size, int) and places[0] == parent.axis.size - 1)
+    last = places == [-1] or (
+        isinstance(parent.axis.size, int) and places[0] == parent.axis.size - 1
+    )
     return parent.count - 1 if last else None
 
 
