@@ -82,7 +82,8 @@ class Scope(BaseModel):
     model_config = STRICT
 
     policy: Annotated[str | None, PlainValidator(option_values.word)] = Field(
-        default=None, description="a policy's name")
+        default=None, description="a policy's name"
+    )
     layers: Annotated[LayerRanges | None, PlainValidator(option_values.layers)] = Field(
         default=None, description='layers such as 2, "2-11" or [0, "2-4"]'
     )
