@@ -579,6 +579,16 @@ def test_readme_lists_every_option(repository: Path) -> None:
     assert sorted(rows) == sorted(f"`{name}`" for name in OPTION_NAMES)
 
 
+def test_the_files_that_the_readme_shows_are_right(
+    repository: Path, write: Callable[[str], Path]
+) -> None:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    blocks = [block.split("```")[0] for block in text.split("```yaml\n")[1:]]
+    assert blocks
+    for block in blocks:
+        assert config(config=write(block)).passes
+
+
 def test_every_field_says_what_is_expected() -> None:
     for name, info in Config.model_fields.items():
         literal = str(info.annotation).startswith("typing.Literal")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import reprlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -32,7 +32,7 @@ from tokenpass.config_schema import (
     TokenOptions,
 )
 from tokenpass.errors import ConfigError, OptionError, nearest
-from tokenpass.yaml_file import KeyPath, read_yaml, show_key
+from tokenpass.yaml_file import KeyPath, YamlFile, read_yaml, show_key
 
 __all__ = [
     "Config",
@@ -59,19 +59,18 @@ class _Source:
     allowed: tuple[str, ...]
     kind: Literal["options", "mapping", "file"]
     name: str
-    folder: Path = Path()
-    lines: Mapping[KeyPath, int] = field(default_factory=dict)
+    file: YamlFile | None = None
+
+    @property
+    def folder(self) -> Path:
+        """What relative paths are relative to."""
+        return self.file.path.parent if self.file else Path()
 
     def problem(self, key: KeyPath, text: str) -> str:
         """One line of the error: place, key, what is wrong."""
-        if self.kind == "options":
-            return f"{show_key(key)}: {text}"
-        if self.kind == "mapping":
-            return f"config: {show_key(key)}: {text}"
-        at = key
-        while at and at not in self.lines:
-            at = at[:-1]
-        return f"{self.name}:{self.lines.get(at, 1)}: {show_key(key)}: {text}"
+        where = self.file.place(key) if self.file else self.name
+        place = "" if self.kind == "options" else f"{where}: "
+        return f"{place}{show_key(key)}: {text}"
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def _open(config: Mapping[Any, Any] | str | os.PathLike[str], problems: list[str
     problems += file.problems
     if "version" not in file.data:
         problems.append(f"{file.path}:1: version: missing; write `version: {VERSION}`")
-    return _Source(file.data, FILE_KEYS, "file", str(file.path), file.path.parent, file.lines)
+    return _Source(file.data, FILE_KEYS, "file", str(file.path), file)
 
 
 def _read(source: _Source, known: _Known, problems: list[str]) -> dict[str, Any]:
