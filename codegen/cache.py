@@ -70,7 +70,7 @@ def store(operator: str, source: str) -> Path:
     try:
         with os.fdopen(descriptor, "w") as file:
             file.write(source)
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -1,4 +1,4 @@
-"""What tokenpass did with each graph, and why: the record that explain, logs and benchmarks read."""
+"""What was done with each graph, and why: what explain, logs and benchmarks read."""
 
 from __future__ import annotations
 

@@ -32,10 +32,10 @@ class TokenPrune(LossyPass):
     lowest: ClassVar[float] = 0.1
     policies: ClassVar[tuple[str, ...]] = tuple(s.__name__ for s in SCORERS)
     error_weight: ClassVar[Mapping[str, float]] = {
-        "attention_row": 0.8,
-        "key_norm": 0.9,
-        "uniform": 0.95,
-        "random": 1.0,
+        "attention_row": 1.6,
+        "key_norm": 1.8,
+        "uniform": 1.9,
+        "random": 2.0,
     }
 
     def candidates(self, view: View, context: PassContext) -> Found:

@@ -1,4 +1,4 @@
-"""How much of a value's token axis is needed: none < the positions it is read at < weighted < all."""
+"""How much of a token axis is needed: none < the positions it is read at < weighted < all."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tokenpass.graph.axis import Axis, Label, Unalignable, find_axis
+from tokenpass.graph.axis import Axis, factors, find_axis, Label, Unalignable
 from tokenpass.graph.call import Call, is_one
 from tokenpass.graph.demand_lattice import (
     NOTHING,
@@ -30,7 +30,7 @@ class Pointwise(Rule):
 
     def infer(self, call: Call) -> tuple[Label, ...]:
         labels = [operand.label for operand in call.operands]
-        if not self.linear and any(f.extensive for l in labels for d in l for f in d):
+        if not self.linear and any(f.extensive for label in labels for f in factors(label)):
             raise Unalignable("sums over merged tokens meet an operator that is not linear")
         return (broadcast(labels, call.table, self.linear),)
 

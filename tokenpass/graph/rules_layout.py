@@ -1,4 +1,4 @@
-"""Rules of operators that only arrange dimensions: reshapes, permutations, repeats, joining lists."""
+"""Rules of operators that only arrange dimensions: reshapes, permutations, repeats, lists."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """One token stream: its axis, its demand, its self-attention regions and its chain of values."""
+    """One token stream: its axis, demand, self-attention regions and chain of values."""
 
     axis: Axis
     batch: Axis | None

@@ -131,15 +131,15 @@ def token_count(view: View, node: Node, axis: Axis) -> object:
 
 
 def fingerprint(module: GraphModule) -> str:
-    """Hash of operators, shapes, dtypes and module names; symbols of dynamic sizes are named alike."""
-    parts, names = [], {}
+    """Hash of operators, shapes, dtypes and module names; dynamic sizes count by appearance."""
+    lines, names = [], {}
+
+    def named(thing: object) -> object:
+        return thing if isinstance(thing, int) else names.setdefault(str(thing), f"v{len(names)}")
+
     for node in module.graph.nodes:
-        shapes = [
-            f"{tuple(names.setdefault(str(s), s if isinstance(s, int) else f'd{len(names)}') for s in t.shape)}{t.dtype}"
-            for t in fake_tensors(node)
-        ]
-        inputs = ",".join(str(names.setdefault(n, len(names))) for n in node.all_input_nodes)
-        parts.append(
-            f"{node.op} {node.target if node.op == 'call_function' else ''} {shapes} {inputs} {module_path(node)}"
-        )
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        shapes = [([named(size) for size in t.shape], str(t.dtype)) for t in fake_tensors(node)]
+        target = str(node.target) if node.op == "call_function" else ""
+        inputs = [named(source) for source in node.all_input_nodes]
+        lines.append(f"{node.op} {target} {shapes} {inputs} {module_path(node)}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

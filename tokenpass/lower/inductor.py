@@ -22,6 +22,6 @@ def lower_inductor(
     module: GraphModule, example_inputs: Sequence[Any], options: dict[str, Any]
 ) -> Callable[..., Any]:
     """Compile with Inductor; `options` are config patches as in `torch.compile(options=...)`."""
-    from torch._inductor.compile_fx import compile_fx
-
-    return compile_fx(module, list(example_inputs), config_patches=options or None)
+    # Inductor's own entry: importing compile_fx at the top would load all of Inductor
+    inductor = torch._dynamo.lookup_backend("inductor")
+    return inductor(module, list(example_inputs), options=options)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import sympy
@@ -466,7 +467,7 @@ class Replay(Interpreter):
         cut: Reduction,
         target: Label,
     ) -> Operand:
-        """The shortened operand; dimensions that it grew for the batch take the target's factors."""
+        """The shortened operand; a dimension grown for the batch takes the target's factors."""
         label = with_cut(operand.label, at, cut)
         missing = value.dim() - len(label)
         label = ((),) * missing + label
@@ -583,7 +584,7 @@ def run_start(positions: tuple[Position, ...], full: Size, parent: Reduction | N
     if any(isinstance(p.at, Node) for p in positions):
         return None
     places = [p.at for p in positions]
-    if any(b - a != 1 for a, b in zip(places, places[1:], strict=False)):
+    if any(b - a != 1 for a, b in pairwise(places)):
         return None
     if parent is None:
         return places[0] if places[0] >= 0 else full + places[0]
