@@ -4,8 +4,8 @@
 
 with `s_j` the size of a merged key. A mask is a side operand in two dimensions. `is_causal` holds
 for shortened operands only while queries and keys share one ordered selection; otherwise it is
-spelt out by positions. The sizes enter as an additive `[batch, 1, 1, keys]` mask, which keeps the fused
-kernel on the CPU.
+spelt out by positions. The sizes enter as an additive `[batch, 1, 1, keys]` mask, which keeps the
+fused kernel on the CPU.
 """
 
 from __future__ import annotations

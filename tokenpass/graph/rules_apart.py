@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tokenpass.graph.axis import Axis, factors, find_axis, Label, Unalignable
+from tokenpass.graph.axis import Axis, Label, Unalignable, factors, find_axis
 from tokenpass.graph.call import Call, is_one
 from tokenpass.graph.demand_lattice import (
     NOTHING,

@@ -24,4 +24,4 @@ def lower_inductor(
     """Compile with Inductor; `options` are config patches as in `torch.compile(options=...)`."""
     # Inductor's own entry: importing compile_fx at the top would load all of Inductor
     inductor = torch._dynamo.lookup_backend("inductor")
-    return inductor(module, list(example_inputs), options=options)
+    return inductor(module, list(example_inputs), config_patches=options or None)
