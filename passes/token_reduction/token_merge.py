@@ -37,7 +37,7 @@ class TokenMerge(LossyPass):
     role: ClassVar[str] = "after_attention"
     lowest: ClassVar[float] = 0.5
     policies: ClassVar[tuple[str, ...]] = tuple(m.__name__ for m in MATCHERS)
-    error_weight: ClassVar[Mapping[str, float]] = {"tome": 1.25}
+    error_weight: ClassVar[Mapping[str, float]] = {"head_cosine": 0.96, "tome": 1.38}
 
     def candidates(self, view: View, context: PassContext) -> Found:
         matcher = find_matcher(context.policy or self.policies[0])

@@ -37,7 +37,7 @@ def token_candidates(
             if reason is not None:
                 rejections.append(reason)
                 continue
-            depth = (layers.index(site.layer) + 1) / len(layers)
+            depth = layers.index(site.layer) / len(layers)
             keep = max(1, len(stream.protected.positions))
             found.append(Candidate(name, policy.__name__, site, stream, depth, lowest, keep))
     return Found(tuple(found), tuple(rejections))
