@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from tokenpass.cost import measure as stopwatch
-from tokenpass.cost.measure_cases import Case, element_cases, shape_cases, stream_cases
+from tokenpass.cost.measure_cases import (
+    COARSE,
+    FINE,
+    Case,
+    element_cases,
+    shape_cases,
+    stream_cases,
+)
 from tokenpass.errors import UserError
 
 
@@ -56,15 +63,16 @@ def test_points_too_large_to_time_are_saturated():
 
 def test_cases_cover_every_table_and_run():
     cases = [
-        *shape_cases(torch.device("cpu"), torch.float32),
+        *shape_cases(torch.device("cpu"), torch.float32, FINE, 1e9),
+        *shape_cases(torch.device("cpu"), torch.bfloat16, COARSE, 1e9),
         *element_cases(torch.device("cpu")),
         *itertools.islice(stream_cases(torch.device("cpu")), 2),
     ]
     tables = {case.table for case in cases}
-    assert tables >= {*stopwatch.SHAPE_AXES, *stopwatch.ELEMENT_WORK, "bandwidth", "launch", "call"}
-    small: dict[str, Case] = {}
+    assert tables >= {*FINE, *stopwatch.ELEMENT_WORK, "bandwidth", "launch", "call"}
+    small: dict[tuple[str, str], Case] = {}
     for case in cases:
-        small.setdefault(case.table, case)
+        small.setdefault((case.table, case.dtype), case)
     for case in small.values():
         assert case.work > 0
         case.call()
