@@ -102,6 +102,8 @@ def _fastest(
 
 
 def _sample(case: Case, repeats: int, wait: Callable[[], None]) -> float:
+    if case.warm:
+        case.call()
     wait()
     start = time.perf_counter()
     for _ in range(repeats):
