@@ -1,14 +1,14 @@
 """Measure a device profile in under a minute, on a machine that may be busy with other things.
 
-Every case is timed once per round, rounds repeat until the time is up, and the fastest time of
-each counts: another process only ever makes a call slower. What is left of such disturbance is
-removed by the law that more work never takes less time.
+Every case is timed in rounds, and the fastest time of each counts: another process only ever
+makes a call slower. What is left of such disturbance is removed by the law that more work never
+takes less time.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,16 +26,12 @@ from tokenpass.cost.measure_cases import (
 )
 from tokenpass.cost.rates import RateTable
 from tokenpass.cost.sizes import dtype_name
+from tokenpass.cost.stopwatch import Progress, fastest, one_thread, thread_gains
 from tokenpass.errors import UserError
 from tokenpass.ops.cost_record import Work
 
-Progress = Callable[[float, str], None]
-
 # Work and seconds of the calls of one table, by grid point.
 Measured = dict[tuple[int, ...], tuple[float, float]]
-
-# One sample lasts at least this long; short calls are repeated inside it.
-SAMPLE_SECONDS = 2e-4
 
 ELEMENT_WORK: tuple[Work, ...] = ("pointwise", "special", "reduction", "gather", "scatter", "sort")
 
@@ -72,51 +68,65 @@ def measure(
     todo = [*stream_cases(device), *element_cases(device)]
     for dtype, axes in scope.axes.items():
         todo += shape_cases(device, dtype, axes, scope.largest_flops)
+    report = progress or (lambda share, what: None)
     with torch.inference_mode():
-        fastest = _fastest(todo, device, seconds, progress or (lambda share, what: None))
-    return _profile(device, scope, todo, fastest)
+        timed = _on_cuda if device.type == "cuda" else _on_cpu
+        times = timed(todo, seconds, report)
+    report(1.0, "measured")
+    return _profile(device, scope, todo, times)
 
 
-def _fastest(
-    todo: Sequence[Case], device: torch.device, seconds: float, progress: Progress
-) -> list[float]:
-    """Seconds per call of every case: the least over interleaved rounds."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    start = time.perf_counter()
-    fastest = [float("inf")] * len(todo)
-    repeats = [1] * len(todo)
-    rounds = 0
-    while rounds < 2 or time.perf_counter() - start < seconds:
-        for place, case in enumerate(todo):
-            spent = time.perf_counter() - start
-            if rounds >= 2 and spent > seconds:
-                break
-            elapsed = _sample(case, repeats[place], wait)
-            fastest[place] = min(fastest[place], elapsed)
-            repeats[place] = max(1, round(SAMPLE_SECONDS / fastest[place]))
-            if place % 32 == 0:
-                progress(min(spent / seconds, 1.0), f"round {rounds + 1}: {case.table}")
-        rounds += 1
-    progress(1.0, f"{rounds} rounds")
-    return fastest
+def _on_cuda(todo: Sequence[Case], seconds: float, progress: Progress) -> list[float]:
+    return fastest(todo, seconds, progress, wait=torch.cuda.synchronize)
 
 
-def _sample(case: Case, repeats: int, wait: Callable[[], None]) -> float:
-    if case.warm:
-        case.call()
-    wait()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        case.call()
-    wait()
-    return (time.perf_counter() - start) / repeats
+def _on_cpu(todo: Sequence[Case], seconds: float, progress: Progress) -> list[float]:
+    """Seconds per call with all threads: one thread's processor time over the threads' gain.
+
+    A gain belongs to the first coordinate (rows, queries, bytes), on which it depends most, and
+    never falls where rows or queries grow.
+    """
+    with one_thread():
+        alone = fastest(
+            todo, 0.6 * seconds, lambda share, what: progress(0.6 * share, what), time.process_time
+        )
+    probes = [place for place, case in enumerate(todo) if case.probe]
+    gains = thread_gains(
+        [todo[place] for place in probes],
+        [alone[place] for place in probes],
+        0.4 * seconds,
+        lambda share, what: progress(0.6 + 0.4 * share, what),
+    )
+    known: dict[tuple[str, str, int], float] = {}
+    for place, gain in zip(probes, gains, strict=True):
+        table, dtype, first = _gain_key(todo[place])
+        before = known.get((table, dtype, first), 1.0)
+        known[table, dtype, first] = max(before, gain)
+    return [
+        seconds_alone / _gain(known, case) for case, seconds_alone in zip(todo, alone, strict=True)
+    ]
+
+
+def _gain_key(case: Case) -> tuple[str, str, int]:
+    return case.table, case.dtype, case.point[0] if case.point else 0
+
+
+def _gain(known: Mapping[tuple[str, str, int], float], case: Case) -> float:
+    table, dtype, first = _gain_key(case)
+    if table not in FINE:
+        return known[table, dtype, first]
+    return max(
+        gain
+        for (other, kind, place), gain in known.items()
+        if (other, kind) == (table, dtype) and place <= first
+    )
 
 
 def _profile(
-    device: torch.device, scope: _Scope, todo: Sequence[Case], fastest: Sequence[float]
+    device: torch.device, scope: _Scope, todo: Sequence[Case], times: Sequence[float]
 ) -> DeviceProfile:
     measured: dict[tuple[str, str], Measured] = {}
-    for case, seconds in zip(todo, fastest, strict=True):
+    for case, seconds in zip(todo, times, strict=True):
         measured.setdefault((case.table, case.dtype), {})[case.point] = (case.work, seconds)
 
     def shaped(name: str) -> dict[str, RateTable]:

@@ -61,6 +61,7 @@ class Case:
     """One timed call: which table it fills, at which coordinates, and its work per call.
 
     `warm` calls run once untimed first: a generated kernel reads what the kernel before it wrote.
+    `probe` calls tell what threads gain.
     """
 
     table: str
@@ -69,6 +70,7 @@ class Case:
     call: Call
     dtype: str = "float32"
     warm: bool = False
+    probe: bool = False
 
 
 class _Pool:
@@ -104,10 +106,13 @@ def shape_cases(
         "masked_attention": _masked_attention,
     }
     for table, build in builders.items():
-        for point in itertools.product(*axes[table].values()):
+        grid = list(axes[table].values())
+        middle = tuple(axis[len(axis) // 2] for axis in grid[1:])
+        for point in itertools.product(*grid):
             work, call = build(pool, *point)
             if work <= largest_flops:
-                yield Case(table, point, work, call, dtype_name(dtype))
+                probe = point[1:] == middle
+                yield Case(table, point, work, call, dtype_name(dtype), probe=probe)
 
 
 def _gemm(pool: _Pool, m: int, n: int, k: int) -> tuple[float, Call]:
@@ -150,7 +155,9 @@ def stream_cases(device: torch.device) -> Iterator[Case]:
     for moved in MOVED_BYTES:
         size = moved // 12
         x, y = pool.fixed(2, size)
-        yield Case("bandwidth", (moved,), float(moved), lambda x=x, y=y: x + y, warm=True)
+        yield Case(
+            "bandwidth", (moved,), float(moved), lambda x=x, y=y: x + y, warm=True, probe=True
+        )
 
 
 def element_cases(device: torch.device) -> Iterator[Case]:
@@ -178,4 +185,4 @@ def element_cases(device: torch.device) -> Iterator[Case]:
         ("call", 1.0, lambda: F.linear(tiny, matrix, tiny)),
     )
     for table, work, call in timed:
-        yield Case(table, (), work, call, warm=True)
+        yield Case(table, (), work, call, warm=True, probe=True)
