@@ -9,6 +9,7 @@ import torch
 from tokenpass.ops.bipartite_match import bipartite_match
 from tokenpass.shapes import Bool, Float
 
+
 def head_cosine(
     keys: Float[torch.Tensor, "batch heads tokens width"],
     blocked: Bool[torch.Tensor, "rows tokens"] | None,

@@ -4,9 +4,10 @@
     crowding = 1 + CROWDED * exp(-gap / REST)
 
 with `removed` the share of the incoming tokens that an edit removes, `depth` the share of the
-attention layers before it and `gap` the depth since the stage before (none: no crowding). Squares add,
-so several steps lose less than one abrupt cut, and steps that follow each other closely lose more
-than spread ones. How the constants were fitted stands in docs/decisions/0005-planner.md.
+attention layers before it and `gap` the depth since the stage before (none: no crowding). Squares
+add, so several steps lose less than one abrupt cut; steps that follow each other closely are
+correlated and lose more than spread ones; late removals lose less, unless they are deep. How the
+constants were fitted stands in docs/decisions/0005-planner.md.
 """
 
 from __future__ import annotations
