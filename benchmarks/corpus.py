@@ -20,7 +20,7 @@ PASSAGE_TOKENS = 256
 """Length of every passage in tokens, [CLS] and [SEP] included."""
 BODY_TOKENS = PASSAGE_TOKENS - 2
 LONG_WORD = re.compile(r"[a-z]{5,}")
-SHARED_WORDS = 0.5
+SHARED_WORDS = 0.6
 LEANING = frozenset("this these that those it they he such if note see also when otherwise".split())
 """First words of sentences that mean little without what stands before them."""
 QUERY_WORDS = range(6, 41)
