@@ -21,7 +21,11 @@ PASSAGE_TOKENS = 256
 BODY_TOKENS = PASSAGE_TOKENS - 2
 LONG_WORD = re.compile(r"[a-z]{5,}")
 SHARED_WORDS = 0.6
-LEANING = frozenset("this these that those it they he such if note see also when otherwise".split())
+"""Share of a query's words of five letters or more that its passage has to hold."""
+LEANING = frozenset(
+    {"this", "these", "that", "those", "it", "they", "he", "such", "if", "note", "see", "also"}
+    | {"when", "otherwise"}
+)
 """First words of sentences that mean little without what stands before them."""
 QUERY_WORDS = range(6, 41)
 SHINGLE = 6
@@ -30,7 +34,7 @@ LARGEST_OVERLAP = 0.3
 
 
 class Tokenizer(Protocol):
-    """What is needed of MiniLM's tokenizer: ids of a text without [CLS] and [SEP], and those two."""
+    """What is needed of MiniLM's tokenizer: ids of texts, and those of [CLS] and [SEP]."""
 
     cls_token_id: int
     sep_token_id: int
@@ -49,8 +53,15 @@ class Passage:
     tokens: tuple[int, ...]
 
 
-def build_corpus(tokenizer: Tokenizer, *, limit: int | None = None) -> tuple[Passage, ...]:
+def build_corpus(
+    tokenizer: Tokenizer,
+    *,
+    limit: int | None = None,
+    texts: Iterable[Document] | None = None,
+) -> tuple[Passage, ...]:
     """All passages, in the order of their texts; with `limit`, that many spread evenly over them.
+
+    `texts` are those of the standard library if none are given.
 
     Queries are unique, none of them stands in its passage, and no passage repeats another: one
     that shares more than 30 % of its six-token runs with earlier ones is left out.
@@ -58,7 +69,7 @@ def build_corpus(tokenizer: Tokenizer, *, limit: int | None = None) -> tuple[Pas
     kept: list[Passage] = []
     queries: set[str] = set()
     shingles: set[tuple[int, ...]] = set()
-    for passage in _candidates(documents(), tokenizer):
+    for passage in _candidates(documents() if texts is None else texts, tokenizer):
         runs = _shingles(passage.tokens)
         overlap = len(runs & shingles) / len(runs)
         key = passage.query.casefold()
@@ -86,34 +97,34 @@ def _candidates(texts: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Pas
         sizes = [len(section) for section in text.sections]
         starts = frozenset(accumulate(sizes[:-1], initial=0))
         ids = tokenizer(sentences, add_special_tokens=False)["input_ids"]
-        for query, after, body in _cuts(sentences, ids, starts):
+        for query, body in _cuts(sentences, ids, starts):
             tokens = (tokenizer.cls_token_id, *body, tokenizer.sep_token_id)
             yield Passage(text.source, query, tokens)
 
 
 def _cuts(
     sentences: Sequence[str], ids: Sequence[Sequence[int]], starts: frozenset[int]
-) -> Iterator[tuple[str, int, list[int]]]:
-    """(query, sentence after, body) of one text, without overlap between bodies.
+) -> Iterator[tuple[str, list[int]]]:
+    """(query, body) pairs of one text, without overlap between bodies.
 
     WordPiece works word by word, so the ids of sentences concatenate to the ids of the text.
     """
     index = 0
     while index < len(sentences):
-        query, after = sentences[index], index + 1
-        index += 1
-        if index - 1 not in starts or not is_query(query):
+        query, asked = sentences[index], ids[index]
+        start, index = index, index + 1
+        if start not in starts or not is_query(query):
             continue
         body: list[int] = []
+        after = index
         while after < len(sentences) and len(body) < BODY_TOKENS:
             body += ids[after]
             after += 1
         if len(body) < BODY_TOKENS:
             return
         body = body[:BODY_TOKENS]
-        text = " ".join(sentences[index:after])
-        if not _contains(body, ids[index - 1]) and is_findable(query, text):
-            yield query, after, body
+        if not _contains(body, asked) and is_findable(query, " ".join(sentences[index:after])):
+            yield query, body
             index = after
 
 

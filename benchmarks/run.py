@@ -108,9 +108,9 @@ def results_table(results: Iterable[Mapping[str, Any]]) -> Table:
         table.add_row(
             result["case"],
             f"{result['budget']:g}",
-            f"{speed['speedup']:.2f} [{speed['low']:.2f}, {speed['high']:.2f}]",
+            rf"{speed['speedup']:.2f} \[{speed['low']:.2f}, {speed['high']:.2f}]",
             f"{1 / share:.2f}" if share else "-",
-            f"[{noise['low']:.2f}, {noise['high']:.2f}]".replace("[", r"\["),
+            rf"\[{noise['low']:.2f}, {noise['high']:.2f}]",
             f"{close['relative_l2']:.1e}",
             f"{close['cosine']:.4f}",
             _both(result, "compile_cpu_s"),

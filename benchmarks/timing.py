@@ -122,4 +122,4 @@ def _seconds(work: Work, clock: Clock) -> float:
 
 def _narrow(dense_s: list[float], variant_s: list[float], width: float, seed: int) -> bool:
     now = summarise(dense_s, variant_s, seed=seed)
-    return now.high - now.low <= width * now.speedup
+    return now.high - now.low < width * now.speedup
