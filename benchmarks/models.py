@@ -23,6 +23,7 @@ from benchmarks.encoder import load_encoder, passage_batches
 Inputs = Mapping[str, Any]
 Build = Callable[[], tuple[nn.Module, Inputs]]
 BUDGETS = (1.0, 0.5)
+CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def vit(*, size: int, width: int, layers: int, heads: int, batch: int) -> Build:
             num_hidden_layers=layers,
             num_attention_heads=heads,
             intermediate_size=4 * width,
-            num_labels=1000,
         )
+        config.num_labels = CLASSES
         model = ViTForImageClassification(config).eval()
         return model, {"pixel_values": torch.randn(batch, 3, size, size)}
 
