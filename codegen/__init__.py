@@ -1,1 +1,11 @@
-"""Kernel templates, one per operator and target; installed as `tokenpass.codegen`."""
+"""Kernel templates, one per operator and target; installed as `tokenpass.codegen`.
+
+The next kernel is one file and one entry here. No compiler is imported before its first launch.
+"""
+
+from __future__ import annotations
+
+from tokenpass.codegen.base import KernelTemplate
+from tokenpass.codegen.triton.bipartite_match import BipartiteMatch
+
+TEMPLATES: tuple[KernelTemplate, ...] = (BipartiteMatch(),)

@@ -12,7 +12,7 @@ else:
     except ModuleNotFoundError:
 
         class _Inert:
-            """Stands in for a jaxtyping dtype: subscripting it gives `object`, which always fits."""
+            """Stands in for a jaxtyping dtype: subscripting it gives `object`, which fits."""
 
             def __class_getitem__(cls, item: object) -> type:
                 return object

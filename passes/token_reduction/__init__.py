@@ -1,1 +1,1 @@
-"""Token pruning and merging."""
+"""Token pruning and merging: signals, scorers, matchers, and the reductions made of them."""

@@ -1,1 +1,21 @@
-"""tokenpass's own operators, one file each: schema, fake kernel, reference and cost."""
+"""tokenpass's own operators, one file each: schema, fake kernel, reference and cost.
+
+Importing this package defines every operator of `OPERATORS` in torch's dispatcher, so that a
+process which loads a compiled graph from a cache finds them. The next operator is one file and
+one entry here; its oracle is `tests/ops/oracles/<name>.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tokenpass.ops import bipartite_match
+from tokenpass.ops.operator import NAMESPACE, Operator
+
+OPERATORS: tuple[Operator, ...] = (bipartite_match.OPERATOR,)
+
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+"""Keeps the definitions alive: they end with this object."""
+
+for operator in OPERATORS:
+    operator.register(LIBRARY)

@@ -7,7 +7,20 @@ from typing import Literal
 
 import sympy
 
-Work = Literal["gemm", "attention", "reduction", "pointwise", "gather", "sort", "view"]
+Work = Literal[
+    "gemm",
+    "bmm",
+    "conv",
+    "attention",
+    "masked_attention",
+    "pointwise",
+    "special",
+    "reduction",
+    "gather",
+    "scatter",
+    "sort",
+    "view",
+]
 
 
 @dataclass(frozen=True)
@@ -15,8 +28,10 @@ class OpCost:
     """Cost of one call: arithmetic, and the sizes its efficiency depends on.
 
     `work` names the device-profile curve that applies; `flops` counts multiply and add apart;
-    `dims` are the curve's arguments (gemm: batch, m, n, k; attention: batch*heads, queries, keys,
-    head dim). Bytes are not here: they belong to the fusion group, which knows what stays on chip.
+    `dims` are the curve's arguments (gemm, bmm, conv: batch, m, n, k; attention: batch*heads,
+    queries, keys, head dim; everything else: elements). `weight` multiplies the elements, so that
+    a cheaper or dearer operator shares a curve ("special" is exp and its kin). Bytes are not
+    here: they belong to the fusion group, which knows what stays on chip.
     """
 
     work: Work

@@ -1,0 +1,211 @@
+"""Triton kernel of `tokenpass::bipartite_match`: one program per sample and block of sources."""
+
+from __future__ import annotations
+
+from string import Template
+from typing import ClassVar
+
+import torch
+
+from tokenpass.codegen.base import AheadOfTime, KernelTemplate, Parameters, Problem, Target
+from tokenpass.edits import Rejection
+from tokenpass.errors import InternalError
+
+MAX_BATCH = 65535
+"""Most blocks that CUDA allows in the second dimension of a grid."""
+
+MAX_SAMPLE_ELEMENTS = 2**31 - 1
+"""Offsets within one sample are 32-bit in the kernel."""
+
+DOT_DTYPES = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+
+SOURCE = Template('''\
+"""Best target (odd token) of each source (even token) by cosine similarity.
+
+score[b, i] = max_j cos(keys[b, 2i], keys[b, 2j + 1]),  partner[b, i] = lowest such j
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+BLOCK_SOURCES = tl.constexpr($block_sources)
+BLOCK_TARGETS = tl.constexpr($block_targets)
+BLOCK_CHANNELS = tl.constexpr($block_channels)  # channels beyond `width` are loaded as zero
+HAS_BLOCKED_SOURCE = tl.constexpr($has_blocked_source)
+HAS_BLOCKED_TARGET = tl.constexpr($has_blocked_target)
+TINY = tl.constexpr(1e-12)
+MINUS_INFINITY = tl.constexpr(float("-inf"))
+
+
+@triton.jit
+def bipartite_match(
+    keys,
+    blocked_source,
+    blocked_target,
+    score,
+    partner,
+    sources,
+    targets,
+    width,
+    keys_stride_batch,
+    keys_stride_token,
+):
+    sample = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * BLOCK_SOURCES + tl.arange(0, BLOCK_SOURCES)
+    channels = tl.arange(0, BLOCK_CHANNELS)
+    keys += sample * keys_stride_batch
+    source = keys + (2 * row)[:, None] * keys_stride_token
+    best = tl.full([BLOCK_SOURCES], MINUS_INFINITY, tl.float32)
+    best_at = tl.zeros([BLOCK_SOURCES], tl.int32)
+    for first in range(0, targets, BLOCK_TARGETS):
+        column = first + tl.arange(0, BLOCK_TARGETS)
+        target = keys + (2 * column + 1)[None, :] * keys_stride_token
+        tile = tl.zeros([BLOCK_SOURCES, BLOCK_TARGETS], tl.float32)
+        square = tl.zeros([BLOCK_TARGETS], tl.float32)
+        for start in range(0, width, BLOCK_CHANNELS):
+            channel = start + channels
+            left = tl.load(
+                source + channel[None, :],
+                mask=(row < sources)[:, None] & (channel < width)[None, :],
+                other=0.0,
+            ).to(tl.$dot_dtype)
+            right = tl.load(
+                target + channel[:, None],
+                mask=(column < targets)[None, :] & (channel < width)[:, None],
+                other=0.0,
+            ).to(tl.$dot_dtype)
+            # Products of half-precision numbers are exact in float32, so that dividing by the
+            # norms after the dot product loses nothing; "ieee" keeps float32 from becoming TF32.
+            tile = tl.dot(left, right, tile, input_precision="ieee", out_dtype=tl.float32)
+            square += tl.sum(right.to(tl.float32) * right.to(tl.float32), axis=0)
+        tile = tile / tl.maximum(tl.sqrt(square), TINY)[None, :]
+        allowed = column < targets
+        if HAS_BLOCKED_TARGET:
+            blocked = tl.load(
+                blocked_target + sample * targets + column, mask=column < targets, other=1
+            )
+            allowed = allowed & (blocked == 0)
+        tile = tl.where(allowed[None, :], tile, MINUS_INFINITY)
+        top, at = tl.max(tile, axis=1, return_indices=True, return_indices_tie_break_left=True)
+        better = top > best  # strictly: equal scores stay with the earlier block
+        best = tl.where(better, top, best)
+        best_at = tl.where(better, first + at, best_at)
+    square = tl.zeros([BLOCK_SOURCES], tl.float32)
+    for start in range(0, width, BLOCK_CHANNELS):
+        channel = start + channels
+        left = tl.load(
+            source + channel[None, :],
+            mask=(row < sources)[:, None] & (channel < width)[None, :],
+            other=0.0,
+        ).to(tl.float32)
+        square += tl.sum(left * left, axis=1)
+    best = best / tl.maximum(tl.sqrt(square), TINY)
+    if HAS_BLOCKED_SOURCE:
+        blocked = tl.load(blocked_source + sample * sources + row, mask=row < sources, other=1)
+        best = tl.where(blocked == 0, best, MINUS_INFINITY)
+    place = sample * sources + row
+    tl.store(score + place, best, mask=row < sources)
+    tl.store(partner + place, best_at.to(tl.int64), mask=row < sources)
+
+
+def launch(keys, blocked_source=None, blocked_target=None):
+    batch, tokens, width = keys.shape
+    sources, targets = (tokens + 1) // 2, tokens // 2
+    if keys.stride(2) != 1 or tokens * keys.stride(1) > $max_sample_elements:
+        keys = keys.contiguous()
+    score = torch.empty((batch, sources), dtype=torch.float32, device=keys.device)
+    partner = torch.empty((batch, sources), dtype=torch.int64, device=keys.device)
+    if score.numel() == 0:
+        return score, partner
+    bipartite_match[(triton.cdiv(sources, $block_sources), batch)](
+        keys,
+        None if blocked_source is None else blocked_source.contiguous().view(torch.uint8),
+        None if blocked_target is None else blocked_target.contiguous().view(torch.uint8),
+        score,
+        partner,
+        sources,
+        targets,
+        width,
+        keys.stride(0),
+        keys.stride(1),
+        num_warps=$num_warps,
+        num_stages=$num_stages,
+    )
+    return score, partner
+''')
+
+
+class BipartiteMatch(KernelTemplate):
+    """Blocks of sources stay on chip while all targets pass by; no similarity leaves it.
+
+    float32 keys are multiplied by FMA instructions (about 1e-7 relative), half-precision keys by
+    tensor cores with float32 sums.
+    """
+
+    name: ClassVar[str] = "triton_bipartite_match"
+    operator: ClassVar[str] = "bipartite_match"
+    target: ClassVar[Target] = "triton"
+    device: ClassVar[str] = "cuda"
+
+    def supports(self, problem: Problem) -> Rejection | None:
+        keys = problem.arguments[0]
+        if keys is None or keys.dtype not in DOT_DTYPES:
+            given = None if keys is None else keys.dtype
+            return Rejection("kernel_dtype", self.name, f"keys are {given}", "cast to float32")
+        batch, tokens, width = keys.shape
+        if batch is not None and batch > MAX_BATCH:
+            return Rejection("kernel_shape", self.name, f"batch {batch} exceeds {MAX_BATCH}")
+        if tokens is not None and width is not None and tokens * width > MAX_SAMPLE_ELEMENTS:
+            return Rejection("kernel_shape", self.name, f"{tokens} tokens need 64-bit offsets")
+        return None
+
+    def parameters(self, problem: Problem) -> Parameters:
+        keys, blocked_source, blocked_target = problem.arguments
+        if keys is None:
+            raise InternalError(f"{self.name}: a problem without keys was not rejected")
+        width = keys.shape[2]
+        narrow = 64 if width is None else min(64, max(16, 1 << (width - 1).bit_length()))
+        # float32 products unroll to FMA instructions: larger blocks spill registers (sm_90).
+        is_float32 = keys.dtype == torch.float32
+        return {
+            "dot_dtype": DOT_DTYPES[keys.dtype],
+            "block_sources": 32 if is_float32 else 64,
+            "block_targets": 64,
+            "block_channels": 16 if is_float32 else narrow,
+            "has_blocked_source": blocked_source is not None,
+            "has_blocked_target": blocked_target is not None,
+            "num_warps": 4,
+            "num_stages": 2,
+        }
+
+    def render(self, parameters: Parameters) -> str:
+        return SOURCE.substitute(parameters, max_sample_elements=MAX_SAMPLE_ELEMENTS)
+
+    def ahead_of_time(self, parameters: Parameters) -> AheadOfTime:
+        keys = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
+        masks = {
+            name: "*u8" if parameters[f"has_{name}"] else "constexpr"
+            for name in ("blocked_source", "blocked_target")
+        }
+        integers = ("sources", "targets", "width", "keys_stride_batch", "keys_stride_token")
+        return AheadOfTime(
+            function="bipartite_match",
+            signature={
+                "keys": keys[str(parameters["dot_dtype"])],
+                **masks,
+                "score": "*fp32",
+                "partner": "*i64",
+                **dict.fromkeys(integers, "i32"),
+            },
+            constants={name: None for name, kind in masks.items() if kind == "constexpr"},
+            divisible=("keys", "score", "partner", "keys_stride_batch", "keys_stride_token"),
+            options={
+                "num_warps": int(parameters["num_warps"]),
+                "num_stages": int(parameters["num_stages"]),
+            },
+        )

@@ -1,0 +1,84 @@
+"""What a pass is: candidates from a view, and the action that carries one out in the replay."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from tokenpass.edits import Rejection
+from tokenpass.graph.axis import Size
+from tokenpass.graph.sites import Site, Stream
+from tokenpass.graph.view import View
+from tokenpass.rewrite.replay import Action, ReadCut
+
+Level = Callable[[Size], Size]
+"""From a stream's full length to the tokens kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One edit that could be made: everything the planner and the rewriter need of it.
+
+    `depth`: share of the stream's attention layers that lie before the site. `lowest`: the least
+    share of the incoming tokens that may stay. `never_below`: tokens that must stay at any level.
+    """
+
+    pass_name: str
+    policy: str
+    site: Site
+    stream: Stream
+    depth: float
+    lowest: float
+    never_below: int = 1
+
+
+@dataclass(frozen=True)
+class Found:
+    """Candidates of a pass, and why other places were left alone."""
+
+    candidates: tuple[Candidate, ...] = ()
+    rejections: tuple[Rejection, ...] = ()
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What the user allows a pass: options of the call that change what is sound or wanted."""
+
+    policy: str | None = None
+    seed: int = 0
+    shorter_cache: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class LossyPass(ABC):
+    """A pass that the planner may use at some level, at some sites.
+
+    `policies`: names of its policies, the default first. `error_weight`: the prior relative error
+    of removing all tokens at half depth by this policy (stated and rough until calibrated).
+    """
+
+    name: ClassVar[str]
+    role: ClassVar[str]
+    lowest: ClassVar[float]
+    policies: ClassVar[tuple[str, ...]]
+    error_weight: ClassVar[Mapping[str, float]]
+
+    @abstractmethod
+    def candidates(self, view: View, context: PassContext) -> Found:
+        """Sites where an edit would be sound, and reasons for the others."""
+
+    @abstractmethod
+    def action(self, candidate: Candidate, level: Level, owner: int, seed: int) -> Action:
+        """What the replay does at the candidate's site; `owner` marks the nodes it makes."""
+
+
+class ExactPass(ABC):
+    """A pass that loses nothing and is always on."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def read_cuts(self, view: View, first_owner: int) -> tuple[tuple[ReadCut, ...], Found]:
+        """Exact cuts of the graph, one for each stream that allows one."""

@@ -1,0 +1,187 @@
+"""Signals: what scorers and matchers may read at a site, computed only if a parameter names it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from tokenpass.graph.axis import Axis, Label, Unalignable, find_axis
+from tokenpass.graph.demand_lattice import Position
+from tokenpass.graph.regions import AttentionRegion
+from tokenpass.graph.sites import Site, Stream
+from tokenpass.rewrite.gather import open_factors
+from tokenpass.rewrite.reduction import Reduction
+from tokenpass.rewrite.replay import Replay, place_among
+
+DATA_SIGNALS = frozenset({"keys", "attention_row", "hidden"})
+
+
+def looks_at_data(policy: Callable[..., Any]) -> bool:
+    """Whether a policy reads values, so that later tokens could change what happens to earlier."""
+    return bool(DATA_SIGNALS & set(inspect.signature(policy).parameters))
+
+
+@dataclass(frozen=True, eq=False)
+class SiteSignals:
+    """The stream at a site while the graph is replayed; `parent` is how short it is already."""
+
+    replay: Replay
+    site: Site
+    stream: Stream
+    parent: Reduction | None
+    count: Any
+    seed: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the stream lives."""
+        return self.replay.env[self.site.node].device
+
+    @property
+    def tokens(self) -> Any:
+        """Tokens coming in."""
+        if self.parent is not None:
+            return self.parent.count
+        return self.replay.size(self.stream.axis.size)
+
+    @property
+    def batch(self) -> Any:
+        """Samples (1 where the stream has no batch axis)."""
+        return 1 if self.site.batch is None else self.replay.size(self.site.batch.size)
+
+    def read(self, policy: Callable[..., Any]) -> Any:
+        """Call a policy with the signals that its parameters name."""
+        names = inspect.signature(policy).parameters
+        return policy(**{name: getattr(self, name) for name in names})
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """Keys of the attention before the site, `[batch, heads, tokens, width]`."""
+        region = self.site.region
+        transpose = region.key_transposed
+        return self.per_head(region.key, region.key_axis, transpose)
+
+    @property
+    def position(self) -> torch.Tensor:
+        """Full-length positions, `[batch or 1, tokens]`."""
+        if self.parent is not None:
+            return self.parent.position
+        return torch.arange(self.tokens, device=self.device)[None]
+
+    @property
+    def attention_row(self) -> torch.Tensor:
+        """Attention paid by the first position that the outputs read, `[batch, heads, tokens]`."""
+        region, place = self.site.region, self.read_place()
+        if region.probabilities is not None:
+            rows = self.per_head(region.probabilities, region.query_axis, keep_last=True)
+            return self.row_at(rows, place)[:, :, 0]
+        query = self.row_at(self.per_head(region.query, region.query_axis), place)
+        keys = self.keys
+        if keys.shape[1] != query.shape[1]:
+            keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], 1)
+        scale = region.scale if region.scale is not None else 1 / math.sqrt(query.shape[-1])
+        scores = (query.float() @ keys.float().transpose(-1, -2))[:, :, 0] * scale
+        if self.parent is not None and self.parent.sizes is not None:
+            scores = scores + self.parent.log_sizes(torch.float32)[:, None]
+        padding = self.padding
+        if padding is not None:
+            scores = scores.masked_fill(padding[:, None], float("-inf"))
+        return torch.softmax(scores, -1)
+
+    @property
+    def padding(self) -> torch.Tensor | None:
+        """Tokens that are padding, `[batch, tokens]` boolean; None where nothing is masked."""
+        if self.parent is not None:
+            return self.parent.padding
+        mask = self.site.region.mask
+        return None if mask is None else key_padding(self, mask)
+
+    def protected(self) -> torch.Tensor | None:
+        """Tokens that the outputs read alone, `[batch or 1, tokens]` boolean."""
+        index = self.protected_places()
+        if index is None:
+            return None
+        place = torch.arange(self.tokens, device=self.device)
+        return (place[None, None, :] == index[:, :, None]).any(1)
+
+    def protected_places(self) -> torch.Tensor | None:
+        """Their places among the tokens here, `[batch or 1, positions]`."""
+        positions = sorted(self.stream.protected.positions, key=str)
+        return self.places(positions) if positions else None
+
+    def places(self, positions: list[Position]) -> torch.Tensor:
+        """Places of full-length positions among the tokens here."""
+        full, columns = self.replay.size(self.stream.axis.size), []
+        for position in positions:
+            if isinstance(position.at, Node):
+                columns.append(self.replay.value_of(position.at).long().reshape(-1, 1) % full)
+            else:
+                at = position.at if position.at >= 0 else full + position.at
+                columns.append(torch.full((1, 1), at, dtype=torch.long, device=self.device))
+        rows = next((c.shape[0] for c in columns if c.shape[0] != 1), 1)
+        index = torch.cat([c.expand(rows, 1) for c in columns], 1)
+        for step in self.parent.steps_from(None) if self.parent is not None else []:
+            index = place_among(step, index)
+        return index
+
+    def read_place(self) -> torch.Tensor:
+        """Place of the position whose attention row counts, `[batch or 1, 1]`."""
+        positions = sorted(self.stream.protected.positions, key=str)
+        return self.places(positions[:1])
+
+    def row_at(self, value: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """One token's row of `[batch, heads, tokens, width]`, the token dimension kept."""
+        index = place[:, None, :, None].expand(value.shape[0], value.shape[1], 1, value.shape[3])
+        return torch.gather(value, 2, index)
+
+    def per_head(
+        self, node: Node, axis: Axis, transposed: bool = False, keep_last: bool = False
+    ) -> torch.Tensor:
+        """A region's operand as `[batch, heads, tokens, width]`."""
+        value, label = self.replay.env[node], self.replay.label(node)
+        if transposed:
+            value, label = value.transpose(-1, -2), (*label[:-2], label[-1], label[-2])
+        at = find_axis(label, axis)
+        if at is None or label[at[0]][at[1]].cut is not self.parent:
+            raise Unalignable(f"{node.name} has another length than the site")
+        batch = self.site.batch
+        table, shape = self.replay.view.labels.table, self.replay.shape
+        opened = open_factors(value, label, at, batch, table, shape)
+        last = len(label[-1]) or 1
+        dims = list(range(opened.value.dim()))
+        width = dims[len(dims) - last :]
+        heads = [d for d in dims if d not in (opened.token, opened.batch, *width)]
+        lead = [] if opened.batch is None else [opened.batch]
+        moved = opened.value.permute([*lead, *heads, opened.token, *width])
+        sizes = [opened.value.shape[d] for d in lead] or [1]
+        return moved.reshape([*sizes, -1, moved.shape[len(lead) + len(heads)], self.width(label)])
+
+    def width(self, label: Label) -> Any:
+        """Entries of the last dimension."""
+        return self.replay.shape(label[-1:])[0]
+
+
+def key_padding(signals: SiteSignals, mask: Node) -> torch.Tensor | None:
+    """Keys that a mask hides from every query, `[batch or 1, tokens]`."""
+    value = signals.replay.value_of(mask)
+    fake = value
+    if fake.dim() < 2:
+        return None
+    if value.dtype == torch.bool:
+        seen = value.any(-2)
+    else:
+        seen = (value > torch.finfo(value.dtype).min / 2).any(-2)
+    while seen.dim() > 2:
+        seen = seen.any(1)
+    return ~seen if seen.dim() == 2 else ~seen[None]
+
+
+def usable_region(region: AttentionRegion) -> bool:
+    """Whether keys and queries of the region can be read as heads of one width."""
+    return region.is_self

@@ -1,0 +1,103 @@
+"""token_merge: similar tokens become one, their size-weighted mean (Bolya et al., ToMe, 2023).
+
+    x [batch, n, width] -> bipartite_match(keys) -> segment -> x' [batch, count, width]
+    later attention: softmax(q k^T / sqrt(d) + log s)
+
+Full-length outputs give every token its representative's final value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import Node
+
+from tokenpass.graph.axis import find_axis
+from tokenpass.graph.view import View
+from tokenpass.passes.base import Candidate, Found, Level, LossyPass, PassContext
+from tokenpass.passes.token_reduction.combiners import (
+    by_position,
+    latest_member,
+    size_weighted_mean,
+)
+from tokenpass.passes.token_reduction.matchers import MATCHERS
+from tokenpass.passes.token_reduction.selectors import merge_best
+from tokenpass.passes.token_reduction.signals import SiteSignals
+from tokenpass.passes.token_reduction.token_pass import token_candidates
+from tokenpass.rewrite.reduction import Reduction, Segment, owned_by
+from tokenpass.rewrite.replay import Action, Replay
+
+
+class TokenMerge(LossyPass):
+    """Bipartite merging between attention and MLP."""
+
+    name: ClassVar[str] = "token_merge"
+    role: ClassVar[str] = "after_attention"
+    lowest: ClassVar[float] = 0.5
+    policies: ClassVar[tuple[str, ...]] = tuple(m.__name__ for m in MATCHERS)
+    error_weight: ClassVar[Mapping[str, float]] = {"tome": 1.25}
+
+    def candidates(self, view: View, context: PassContext) -> Found:
+        matcher = find_matcher(context.policy or self.policies[0])
+        return token_candidates(view, context, self.name, self.role, matcher, self.lowest)
+
+    def action(self, candidate: Candidate, level: Level, owner: int, seed: int) -> Action:
+        matcher = find_matcher(candidate.policy)
+
+        def act(replay: Replay, node: Node, value: Any) -> Reduction:
+            at = find_axis(replay.label(node), candidate.stream.axis)
+            parent = replay.label(node)[at[0]][at[1]].cut if at else None
+            count = level(replay.size(candidate.stream.axis.size))
+            signals = SiteSignals(replay, candidate.site, candidate.stream, parent, count, seed)
+            with owned_by(owner):
+                return merge_tokens(signals, matcher, owner)
+
+        return act
+
+
+def find_matcher(name: str) -> Any:
+    """The matcher of that name."""
+    return next(m for m in MATCHERS if m.__name__ == name)
+
+
+def merge_tokens(signals: SiteSignals, matcher: Any, owner: int) -> Reduction:
+    """The reduction that merges the most similar pairs at a site."""
+    parent, tokens, count = signals.parent, signals.tokens, signals.count
+    padding, protected = signals.padding, signals.protected()
+    blocked = (
+        protected if padding is None else padding if protected is None else padding | protected
+    )
+    score, partner = matcher(signals.keys, blocked)
+    if padding is not None:
+        score = torch.where(padding[:, 0::2], float("inf"), score)
+    segment, kept, moved = merge_best(score, partner, tokens, count)
+    sizes = parent.sizes if parent is not None else None
+    if sizes is None:
+        sizes = torch.ones(score.shape[0], tokens, device=score.device)
+        if padding is not None:
+            sizes = torch.where(padding, 0.0, sizes)
+    real = None if padding is None else ~padding
+    causal = any(region.causal for region in signals.stream.regions)
+    latest = None
+    if causal:
+        latest = latest_member(real, segment, kept)
+        segment, kept = by_position(latest, segment, kept)
+        latest = torch.sort(latest, dim=1).values
+    merged = size_weighted_mean(sizes, segment, kept, count)
+    return Reduction(
+        signals.stream.axis,
+        signals.site.batch,
+        tokens,
+        count,
+        Segment(segment, merged.shares, kept, moved),
+        parent,
+        latest=lambda: latest if latest is not None else latest_member(real, segment, kept),
+        representative=segment,
+        sizes=merged.sizes,
+        padding=merged.padding if padding is not None else None,
+        ordered=causal,
+        owner=owner,
+        device=signals.device,
+    )

@@ -1,0 +1,92 @@
+"""Compiles every Triton template to machine code without a GPU; prints what each kernel needs.
+
+Prints one JSON list with a record for each kernel, architecture and variant. A process
+of its own, because triton cannot compile where it interprets.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from tokenpass.codegen import TEMPLATES
+from tokenpass.codegen.base import problem_of
+from tokenpass.codegen.cache import load
+from tokenpass.ops import OPERATORS
+
+ARCHS = (80, 90)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+def main():
+    operators = {operator.name: operator for operator in OPERATORS}
+    usage = []
+    for template in TEMPLATES:
+        if template.target != "triton":
+            continue
+        for dtype in DTYPES:
+            for parameters in variants(template, operators[template.operator], dtype):
+                for arch in ARCHS:
+                    usage.append({"dtype": str(dtype), **resources(template, parameters, arch)})
+    print(json.dumps(usage))
+
+
+def variants(template, operator, dtype):
+    """The distinct sources that examples of typical and of small sizes lead to."""
+    found = {}
+    for seed in range(8):
+        for size in (16, 64):
+            sizes = dict.fromkeys(operator.sizes, size)
+            arguments = operator.example(torch.Generator().manual_seed(seed), dtype, **sizes)
+            parameters = template.parameters(problem_of(operator.name, arguments))
+            found[tuple(sorted(parameters.items()))] = parameters
+    return [parameters for parameters in found.values() if all_or_none(parameters)]
+
+
+def all_or_none(parameters):
+    """Whether all optional tensors are there, or none: what is between compiles the same parts."""
+    optional = [value for name, value in parameters.items() if name.startswith("has_")]
+    return all(optional) or not any(optional)
+
+
+def resources(template, parameters, arch):
+    plan = template.ahead_of_time(parameters)
+    function = getattr(load(template, parameters), plan.function)
+    names = list(plan.signature)
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in plan.divisible}
+    source = ASTSource(
+        fn=function,
+        signature=dict(plan.signature),
+        constexprs=dict(plan.constants),
+        attrs=attributes,
+    )
+    kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(plan.options))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        report = subprocess.run(
+            [CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    return {
+        "kernel": template.name,
+        "arch": arch,
+        "parameters": dict(parameters),
+        "registers": int(re.search(r"REG:(\d+)", report)[1]),
+        "stack": int(re.search(r"STACK:(\d+)", report)[1]),
+        "shared": kernel.metadata.shared,
+        "threads": 32 * plan.options["num_warps"],
+        "tensor_cores": bool(re.search(r"\b(mma\.sync|wgmma)", kernel.asm["ptx"])),
+    }
+
+
+if __name__ == "__main__":
+    main()

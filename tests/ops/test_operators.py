@@ -1,0 +1,173 @@
+"""The contract of every operator in `OPERATORS`."""
+
+from __future__ import annotations
+
+import pytest
+import sympy
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from tokenpass.ops import OPERATORS, bipartite_match
+from tokenpass.ops.cost_record import OpCost
+
+every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
+property_test = settings(
+    deadline=None,
+    max_examples=60,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def draw_arguments(data, operator):
+    sizes = {
+        name: data.draw(st.integers(span.start, span.stop - 1), label=name)
+        for name, span in operator.sizes.items()
+    }
+    dtype = data.draw(st.sampled_from(operator.dtypes), label="dtype")
+    seed = data.draw(st.integers(0, 2**16), label="seed")
+    return operator.example(torch.Generator().manual_seed(seed), dtype, **sizes)
+
+
+def arguments_of(operator, dtype=torch.float32, seed=0, **sizes):
+    chosen = {name: span.stop // 2 for name, span in operator.sizes.items()} | sizes
+    return operator.example(torch.Generator().manual_seed(seed), dtype, **chosen)
+
+
+def flat(results):
+    return results if isinstance(results, tuple) else (results,)
+
+
+@every_operator
+@property_test
+@given(data=st.data())
+def test_reference_agrees_with_the_oracle(operator, oracle, data):
+    arguments = draw_arguments(data, operator)
+    oracle(operator.name).assert_correct(arguments, operator.overload(*arguments))
+
+
+@every_operator
+def test_exact_cases(operator, oracle):
+    for arguments, expected in oracle(operator.name).exact_cases():
+        for got, want in zip(flat(operator.overload(*arguments)), expected, strict=True):
+            assert got.tolist() == want
+
+
+@every_operator
+@property_test
+@given(data=st.data())
+def test_fake_kernel_gives_the_shapes_of_the_reference(operator, data):
+    arguments = draw_arguments(data, operator)
+    real = flat(operator.overload(*arguments))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = flat(operator.overload(*map(fake_of(mode), arguments)))
+    assert [(x.shape, x.dtype, x.device) for x in fake] == [
+        (x.shape, x.dtype, x.device) for x in real
+    ]
+
+
+def fake_of(mode):
+    return lambda x: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x
+
+
+@every_operator
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_opcheck(operator, requires_grad, seed):
+    arguments = arguments_of(operator, seed=seed)
+    arguments[0].requires_grad_(requires_grad)
+    torch.library.opcheck(operator.overload, arguments)
+
+
+@every_operator
+def test_equal_calls_give_equal_results(operator):
+    for dtype in operator.dtypes:
+        arguments = arguments_of(operator, dtype)
+        first, second = (flat(operator.overload(*arguments)) for _ in range(2))
+        assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+@every_operator
+def test_cost_is_symbolic_and_positive(operator):
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    cost = operator.cost(*map(fake_of(mode), arguments_of(operator)))
+    assert isinstance(cost, OpCost)
+    symbols = cost.flops.free_symbols
+    assert symbols, "fake tensors with symbolic sizes must give an expression of them"
+    small, large = (cost.flops.subs(dict.fromkeys(symbols, size)) for size in (64, 128))
+    assert 0 < small < large
+    assert all(dim.subs(dict.fromkeys(symbols, 64)) > 0 for dim in cost.dims)
+    real = operator.cost(*arguments_of(operator))
+    assert isinstance(real.flops, sympy.Integer) and real.flops > 0
+
+
+@every_operator
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_gradients_pass_by(operator, backend):
+    """Inputs that require grad neither raise nor receive a gradient through the operator."""
+    arguments = arguments_of(operator)
+
+    def loss(keys):
+        results = flat(operator.overload(keys * 2, *arguments[1:]))
+        assert not any(x.requires_grad for x in results)
+        return (keys * 3).sum() + sum(torch.nan_to_num(x.float(), neginf=0).sum() for x in results)
+
+    keys = arguments[0].clone().requires_grad_()
+    torch.compile(loss, backend=backend, fullgraph=True)(keys).backward()
+    assert torch.equal(keys.grad, torch.full_like(keys, 3.0))
+
+
+@every_operator
+def test_one_graph_serves_several_sizes(operator):
+    torch._dynamo.reset()
+    compiled = torch.compile(operator.overload, backend="aot_eager", dynamic=True, fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for scale in (2, 3, 4):
+            sizes = {name: scale * (3 + place) for place, name in enumerate(operator.sizes)}
+            arguments = arguments_of(operator, **sizes)
+            got, want = flat(compiled(*arguments)), flat(operator.overload(*arguments))
+            assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+
+
+def test_cost_of_bipartite_match_by_hand():
+    cost = bipartite_match.cost(torch.empty(2, 5, 7))
+    pairs = 2 * 3 * 2
+    assert cost.flops == 2 * pairs * 7 + pairs + 3 * 2 * 5 * 7
+    assert [int(dim) for dim in cost.dims] == [2, 3, 2, 7]
+
+
+def test_bipartite_match_in_tiles_equals_one_tile(monkeypatch):
+    keys = torch.randn(5, 61, 8, generator=torch.Generator().manual_seed(1))
+    blocked = torch.rand(5, 30, generator=torch.Generator().manual_seed(2)) < 0.3
+    score, partner = bipartite_match.reference(keys, None, blocked)
+    for tile in (1, 100, 30 * 31, 2 * 30 * 31 + 5):
+        monkeypatch.setattr(bipartite_match, "TILE", tile)
+        tiled = bipartite_match.reference(keys, None, blocked)
+        torch.testing.assert_close(tiled[0], score)
+        assert torch.equal(tiled[1], partner)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_bipartite_match_keeps_partners_in_range(value):
+    keys = torch.randn(2, 9, 4)
+    keys[0, 3] = value
+    keys[1, 4] = value
+    _, partner = bipartite_match.bipartite_match(keys)
+    assert ((partner >= 0) & (partner < 4)).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.ones(3, 4),), "batch, tokens, width"),
+        ((torch.ones(1, 3, 4, dtype=torch.int64),), "floating point"),
+        ((torch.ones(1, 3, 4), torch.zeros(1, 1, dtype=torch.bool)), r"blocked_source.*\[1, 2\]"),
+        ((torch.ones(1, 3, 4), None, torch.zeros(1, 1)), "blocked_target must be bool"),
+    ],
+)
+def test_bipartite_match_refuses_what_does_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        torch.ops.tokenpass.bipartite_match(*arguments)

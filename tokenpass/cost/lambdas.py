@@ -1,0 +1,76 @@
+"""Compile a fusion group's sympy expressions once per form: groups that differ in symbol names
+alone have one form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sympy
+
+from tokenpass.cost.fusion import FusionGroup
+from tokenpass.cost.group_time import GroupSizes
+
+SizeFunction = Callable[[tuple[int, ...]], GroupSizes]
+
+# torch's integer functions of sizes, by the names under which they are printed.
+_FUNCTIONS = {
+    "FloorDiv": lambda a, b: a // b,
+    "CleanDiv": lambda a, b: a // b,
+    "CeilToInt": math.ceil,
+    "CeilDiv": lambda a, b: -(-a // b),
+    "FloorToInt": math.floor,
+    "TruncToInt": math.trunc,
+    "PythonMod": lambda a, b: a % b,
+    "Mod": lambda a, b: a % b,
+    "ModularIndexing": lambda a, b, c: (a // b) % c,
+    "IntTrueDiv": lambda a, b: a / b,
+    "FloatTrueDiv": lambda a, b: a / b,
+    "FloatPow": lambda a, b: a**b,
+    "PowByNatural": lambda a, b: a**b,
+    "ToFloat": float,
+    "Identity": lambda a: a,
+    "Max": max,
+    "Min": min,
+}
+
+
+def size_function(
+    group: FusionGroup, forms: dict[Any, SizeFunction]
+) -> tuple[SizeFunction, tuple[sympy.Symbol, ...]]:
+    """The group's compiled form (from `forms` where it is known) and the symbols to give it."""
+    symbols = group.symbols
+    places = {
+        symbol: sympy.Symbol(f"_{index}", integer=True, positive=True)
+        for index, symbol in enumerate(symbols)
+    }
+    amounts = [amount for _, amount in group.elements]
+    moved = group.bytes_read + group.bytes_written
+    expressions = [group.flops, moved, *group.dims, *amounts]
+    if symbols:
+        expressions = [part.xreplace(places) for part in expressions]
+    kinds = tuple(kind for kind, _ in group.elements)
+    key = (group.work, group.dtype, kinds, len(group.dims), tuple(expressions))
+    if key not in forms:
+        forms[key] = _compile(group, kinds, tuple(places.values()), expressions)
+    return forms[key], symbols
+
+
+def _compile(
+    group: FusionGroup,
+    kinds: tuple[Any, ...],
+    places: tuple[sympy.Symbol, ...],
+    expressions: Sequence[sympy.Basic],
+) -> SizeFunction:
+    function = sympy.lambdify(places, expressions, modules=[_FUNCTIONS, "math"], cse=True)
+    work, dtype, first = group.work, group.dtype, 2 + len(group.dims)
+
+    def sizes(values: tuple[int, ...]) -> GroupSizes:
+        flops, moved, *rest = function(*values)
+        dims, amounts = rest[: first - 2], rest[first - 2 :]
+        counted = tuple(zip(kinds, map(float, amounts), strict=True))
+        return GroupSizes(work, dtype, float(flops), tuple(map(float, dims)), counted, float(moved))
+
+    return sizes

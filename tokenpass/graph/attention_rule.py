@@ -1,0 +1,131 @@
+"""The token rule of fused attention: queries keep their axis, keys and values are summed over.
+
+    y[i] = sum_j softmax_j(q_i k_j / sqrt(d) + m_ij + log s_j) v_j
+
+with `s_j` the size of a merged key. A mask is a side operand in two dimensions. `is_causal` holds
+for shortened operands only while queries and keys share one ordered selection; otherwise it is
+spelt out by positions. The sizes enter as an additive `[batch, 1, 1, keys]` mask, which keeps the
+fused kernel on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from tokenpass.graph.axis import Axis, Factor, Label, Unalignable
+from tokenpass.graph.call import Call, Operand, Runner
+from tokenpass.graph.demand_lattice import Demand
+from tokenpass.graph.join import broadcast, broadcast_targets, join_dims
+from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, join_demands
+from tokenpass.graph.rules_mixing import recut
+
+
+@dataclass(frozen=True)
+class Attention(Rule):
+    """`scaled_dot_product_attention`."""
+
+    kind: ClassVar[Kind] = "reducing"
+
+    def parts(self, call: Call) -> tuple[Operand, Operand, Operand, Operand | None]:
+        """Query, key, value and the mask if there is one."""
+        return call["query"], call["key"], call["value"], call.get("attn_mask")
+
+    def infer(self, call: Call) -> tuple[Label, ...]:
+        query, key, value, mask = self.parts(call)
+        keys = join_dims([key.label[-2], value.label[-2]], call.table)
+        batch = self.batch(call)
+        if mask is not None and len(mask.label) >= 2:
+            join_dims([mask.label[-2], query.label[-2]], call.table)
+            join_dims([mask.label[-1], keys], call.table)
+        return ((*batch, query.label[-2], value.label[-1]),)
+
+    def batch(self, call: Call) -> Label:
+        """The joined leading dimensions; grouped queries keep their own heads."""
+        query, key, value, mask = self.parts(call)
+        labels = [query.label[:-2], key.label[:-2], value.label[:-2]]
+        if call.get("enable_gqa", False):
+            labels = [labels[0], *((*label[:-1], ()) for label in labels[1:])]
+        if mask is not None:
+            labels.append(mask.label[:-2])
+        return broadcast(labels, call.table)
+
+    def targets(self, call: Call, outs: tuple[Label, ...]) -> list[Label]:
+        query, key, value, mask = self.parts(call)
+        keys = join_dims([key.label[-2], value.label[-2]], call.table)
+        batch = outs[0][:-2]
+        targets = []
+        for operand in (query, key, value):
+            lead = operand.label[:-2]
+            grouped = call.get("enable_gqa", False) and operand is not query
+            held = lead[-1:] if grouped else ()
+            goal = batch[:-1] if grouped else batch
+            start = broadcast_targets([lead[: len(lead) - len(held)]], goal)[0]
+            tokens = outs[0][-2] if operand is query else recut(operand.label[-2], keys)
+            targets.append((*start, *held, tokens, operand.label[-1]))
+        if mask is not None:
+            goal = (*batch, outs[0][-2], keys)
+            targets.append(broadcast_targets([mask.label], goal)[0])
+        return targets
+
+    def blocked(self, call: Call) -> list[Blocked]:
+        return [blocked for at in range(3) for blocked in block_dims(at, call.operands[at], [-1])]
+
+    def execute(self, call: Call, outs: tuple[Label, ...], runner: Runner) -> Any:
+        query, key, _, mask = self.parts(call)
+        rows, columns = one_factor(query.label[-2]), one_factor(key.label[-2])
+        bias = None if mask is None else mask.value
+        causal = bool(call.get("is_causal", False))
+        row_cut = rows.cut if rows else None
+        column_cut = columns.cut if columns else None
+        if causal and (row_cut is not column_cut or (row_cut and not row_cut.ordered)):
+            bias, causal = causal_mask(call, rows, columns, runner), False
+        if column_cut is not None and column_cut.sizes is not None:
+            if causal:
+                bias, causal = causal_mask(call, rows, columns, runner), False
+            bias = with_log_sizes(bias, column_cut, query.value)
+        return replace(call, bound={**call.bound, "attn_mask": bias, "is_causal": causal}).execute()
+
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        joined = join_demands(out)
+        return [joined, *(joined.read_whole() for _ in call.operands[1:])]
+
+    def query_operands(self, call: Call) -> list[int]:
+        return [0]
+
+
+def one_factor(dim: tuple[Factor, ...]) -> Factor | None:
+    """The factor of a token dimension; None if it counts a single token."""
+    if len(dim) > 1:
+        raise Unalignable("attention over a dimension of several factors")
+    return dim[0] if dim else None
+
+
+def causal_mask(call: Call, rows: Factor | None, columns: Factor | None, runner: Runner) -> Any:
+    """`[batch or 1, 1, queries, keys]` boolean: the key's position is not after the query's."""
+    device = call["query"].value.device
+    row, column = (positions(factor, device, runner) for factor in (rows, columns))
+    return row[:, None, :, None] >= column[:, None, None, :]
+
+
+def positions(factor: Factor | None, device: torch.device, runner: Runner) -> torch.Tensor:
+    """Full-length positions of the tokens left, `[batch or 1, count]`."""
+    if factor is None:
+        return torch.zeros(1, 1, dtype=torch.long, device=device)
+    if factor.cut is not None:
+        return factor.cut.position
+    (size,) = runner.shape(((factor,),))
+    return torch.arange(size, device=device)[None]
+
+
+def with_log_sizes(bias: torch.Tensor | None, cut: Any, query: torch.Tensor) -> torch.Tensor:
+    """The mask plus log sizes, `[batch or 1, 1, queries or 1, keys]`; boolean ones become -inf."""
+    log_sizes = cut.log_sizes(query.dtype)[:, None, None, :]
+    if bias is None:
+        return log_sizes
+    if bias.dtype == torch.bool:
+        return torch.where(bias, log_sizes, float("-inf"))
+    return bias + log_sizes

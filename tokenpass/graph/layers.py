@@ -1,0 +1,49 @@
+"""Which attention layer a node belongs to, by the modules it was traced in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch.fx import Graph, Node
+
+from tokenpass.graph.regions import AttentionRegion
+from tokenpass.tracing import module_path
+
+
+def layer_prefixes(regions: Sequence[AttentionRegion]) -> tuple[str, ...]:
+    """For each region the shortest module path that no other region shares."""
+    paths = [module_path(region.node).split(".") for region in regions]
+    prefixes = []
+    for at, path in enumerate(paths):
+        others = [p for index, p in enumerate(paths) if index != at]
+        for length in range(1, len(path) + 1):
+            if all(other[:length] != path[:length] for other in others):
+                prefixes.append(".".join(path[:length]))
+                break
+        else:
+            prefixes.append("")
+    return tuple(prefixes)
+
+
+def layer_of(node: Node, prefixes: Sequence[str]) -> int | None:
+    """Index of the layer whose modules made a node; None outside all layers."""
+    path = module_path(node)
+    for at, prefix in enumerate(prefixes):
+        if prefix and (path == prefix or path.startswith(prefix + ".")):
+            return at
+    return None
+
+
+def costs_by_layer(
+    graph: Graph, costs: dict[str, float], prefixes: Sequence[str]
+) -> tuple[list[float], float]:
+    """Costs summed for each layer, and what lies outside all layers."""
+    layers, outside = [0.0] * len(prefixes), 0.0
+    for node in graph.nodes:
+        cost = costs.get(node.name, 0.0)
+        at = layer_of(node, prefixes)
+        if at is None:
+            outside += cost
+        else:
+            layers[at] += cost
+    return layers, outside

@@ -1,0 +1,183 @@
+"""Attention regions: fused calls, and hand-written matmul, softmax, matmul."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Graph, Node
+
+from tokenpass.graph.axis import Axis
+from tokenpass.graph.labels import Labels
+from tokenpass.tracing import calls, fake_value
+
+aten = torch.ops.aten
+SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default})
+PRODUCT = frozenset({aten.matmul.default, aten.bmm.default})
+BETWEEN = frozenset(
+    {
+        aten.dropout.default,
+        aten.to.dtype,
+        aten.to.dtype_layout,
+        aten.type_as.default,
+        aten.mul.Tensor,
+        aten.div.Tensor,
+        aten.add.Tensor,
+        aten.masked_fill.Scalar,
+        aten.where.self,
+        aten.sub.Tensor,
+        aten.expand.default,
+        aten.reshape.default,
+        aten.view.default,
+        aten.unsqueeze.default,
+        aten.contiguous.default,
+    }
+)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionRegion:
+    """One attention: its operands' nodes and what their token dimensions count.
+
+    `key` is `[.., keys, width]`, transposed (`[.., width, keys]`) if `key_transposed`;
+    `probabilities` is the softmax's node where the attention is hand-written. `causal`: the mask
+    varies along the queries, so later tokens may be hidden from earlier ones.
+    """
+
+    layer: int
+    node: Node
+    query: Node
+    key: Node
+    value: Node
+    mask: Node | None
+    query_axis: Axis
+    key_axis: Axis
+    causal: bool
+    key_transposed: bool = False
+    probabilities: Node | None = None
+    scale: float | None = None
+
+    @property
+    def is_self(self) -> bool:
+        """Whether queries and keys count the same tokens."""
+        return self.query_axis is self.key_axis
+
+
+def attention_regions(graph: Graph, labels: Labels) -> list[AttentionRegion]:
+    """All attention regions with token axes, in graph order; `layer` counts from 0."""
+    found: list[AttentionRegion] = []
+    for node in calls(graph):
+        region = None
+        if node.target is aten.scaled_dot_product_attention.default:
+            region = fused_region(node, labels, len(found))
+        elif node.target in SOFTMAX:
+            region = written_region(node, labels, len(found))
+        if region is not None:
+            found.append(region)
+    return found
+
+
+def single(labels: Labels, node: Node, dim: int) -> Axis | None:
+    """The axis of a dimension with exactly one factor."""
+    factors = labels[node][dim]
+    return factors[0].axis.root if len(factors) == 1 else None
+
+
+def fused_region(node: Node, labels: Labels, layer: int) -> AttentionRegion | None:
+    """The region of a fused attention call; None where it attends over one token."""
+    call = labels.call(node)
+    query, key, value, *rest = node.args
+    mask = rest[0] if rest else node.kwargs.get("attn_mask")
+    rows, columns = single(labels, query, -2), single(labels, key, -2)
+    if rows is None or columns is None:
+        return None
+    mask = mask if isinstance(mask, Node) else None
+    causal = bool(call.get("is_causal", False)) or varies_along_queries(labels, mask)
+    scale = call.get("scale")
+    return AttentionRegion(layer, node, query, key, value, mask, rows, columns, causal, scale=scale)
+
+
+def varies_along_queries(labels: Labels, mask: Node | None) -> bool:
+    """Whether a mask's second to last dimension holds different entries."""
+    if mask is None or len(labels[mask]) < 2:
+        return False
+    return any(not factor.axis.constant for factor in labels[mask][-2])
+
+
+def written_region(node: Node, labels: Labels, layer: int) -> AttentionRegion | None:
+    """The region around a softmax over keys: the product before it and the one after it."""
+    label = labels[node]
+    call = labels.call(node)
+    if len(label) < 3 or call.dim() != len(label) - 1:
+        return None
+    columns, rows = single(labels, node, -1), single(labels, node, -2)
+    before = product_before(node)
+    after = product_after(node)
+    if rows is None or columns is None or before is None or after is None:
+        return None
+    query, key = before.args[:2]
+    masks = [n for n in chain_operands(before, node) if varies_along_queries(labels, n)]
+    mask = masks[0] if masks else None
+    return AttentionRegion(
+        layer,
+        after,
+        query,
+        key,
+        after.args[1],
+        mask,
+        rows,
+        columns,
+        mask is not None,
+        key_transposed=True,
+        probabilities=node,
+    )
+
+
+def product_before(node: Node) -> Node | None:
+    """The matrix product whose result reaches a softmax through elementwise operators."""
+    while node.args and isinstance(node.args[0], Node):
+        candidates = [a for a in node.all_input_nodes if reaches_product(a)]
+        if not candidates:
+            return None
+        node = candidates[0]
+        if node.target in PRODUCT:
+            return node
+    return None
+
+
+def reaches_product(node: Node) -> bool:
+    """Whether a node is a product, or an elementwise operator on one."""
+    for _ in range(12):
+        if node.target in PRODUCT:
+            return True
+        if node.target not in BETWEEN or not isinstance(node.args[0], Node):
+            return False
+        node = node.args[0]
+    return False
+
+
+def product_after(node: Node) -> Node | None:
+    """The matrix product that takes the probabilities as its left side."""
+    for _ in range(12):
+        products = [u for u in node.users if u.target in PRODUCT and u.args[0] is node]
+        if products:
+            return products[0]
+        onward = [u for u in node.users if u.target in BETWEEN]
+        if len(onward) != 1:
+            return None
+        node = onward[0]
+    return None
+
+
+def chain_operands(before: Node, after: Node) -> list[Node]:
+    """Tensors that join the scores between the product and the softmax."""
+    found: list[Node] = []
+    node = after
+    while node is not before and node.args:
+        tensors = [n for n in node.all_input_nodes if isinstance(fake_value(n), torch.Tensor)]
+        onward = [n for n in tensors if n is before or reaches_product(n)]
+        found += [n for n in tensors if n not in onward]
+        if not onward:
+            break
+        node = onward[0]
+    return found

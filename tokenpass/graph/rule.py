@@ -1,0 +1,84 @@
+"""What a token-axis rule is, and the helpers that rules share.
+
+Each rule states a claim. Equivariant and joining: operating then selecting tokens equals selecting
+tokens then operating. Reducing: exact duplicates merged, with their sizes, give what all tokens
+give. Position-dependent rules name the factors that must be at full length first.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from tokenpass.graph.axis import Axis, Label, find_axis
+from tokenpass.graph.call import Call, Operand, Runner
+from tokenpass.graph.demand_lattice import (
+    NOTHING,
+    Demand,
+)
+
+Kind = Literal["equivariant", "reducing", "position-dependent", "joining", "factory"]
+
+
+Place = tuple[int, int]
+
+
+Blocked = tuple[int, Place]
+
+
+class Rule(ABC):
+    """What one operator does to the token axis."""
+
+    kind: ClassVar[Kind] = "equivariant"
+
+    @abstractmethod
+    def infer(self, call: Call) -> tuple[Label, ...]:
+        """The labels of the outputs, cuts included."""
+
+    def targets(self, call: Call, outs: tuple[Label, ...]) -> list[Label]:
+        """The labels that the operands must have, so that the call gives `outs`."""
+        return [operand.label for operand in call.operands]
+
+    def blocked(self, call: Call) -> list[Blocked]:
+        """Factors (operand, place) that must be at full length before the call."""
+        return []
+
+    def execute(self, call: Call, outs: tuple[Label, ...], runner: Runner) -> Any:
+        """Run the operator on operands that meet `targets`."""
+        return call.execute()
+
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        """Demand on each operand's tokens, from the demand on the outputs'."""
+        joined = join_demands(out)
+        return [
+            joined if find_axis(operand.label, axis) else joined.read_whole()
+            for operand in call.operands
+        ]
+
+    def query_operands(self, call: Call) -> list[int]:
+        """Operands whose token axis is the output's (all, unless the rule mixes tokens)."""
+        return list(range(len(call.operands)))
+
+
+def join_demands(demands: Sequence[Demand]) -> Demand:
+    """What several consumers need together."""
+    out = NOTHING
+    for demand in demands:
+        out = out | demand
+    return out
+
+
+def cut_places(operand: Operand, dims: Sequence[int]) -> list[Place]:
+    """Places of shortened factors in some dimensions of an operand."""
+    return [
+        (dim, place)
+        for dim in dims
+        for place, factor in enumerate(operand.label[dim])
+        if factor.cut is not None
+    ]
+
+
+def block_dims(index: int, operand: Operand, dims: Sequence[int]) -> list[Blocked]:
+    """Blocked entries for some dimensions of one operand."""
+    return [(index, place) for place in cut_places(operand, dims)]

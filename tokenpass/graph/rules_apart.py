@@ -1,0 +1,147 @@
+"""Rules of operators that treat tokens apart: elementwise, projections, norms, factories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tokenpass.graph.axis import Axis, Label, Unalignable, factors, find_axis
+from tokenpass.graph.call import Call, is_one
+from tokenpass.graph.demand_lattice import (
+    NOTHING,
+    Demand,
+)
+from tokenpass.graph.join import (
+    broadcast,
+    broadcast_targets,
+    follow,
+    offer,
+)
+from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, join_demands
+
+
+@dataclass(frozen=True)
+class Pointwise(Rule):
+    """`f(x, y)[i] = f(x[i], y[i])`, operands broadcast; `linear` ones keep sums over members."""
+
+    kind: ClassVar[Kind] = "joining"
+    linear: bool = False
+
+    def infer(self, call: Call) -> tuple[Label, ...]:
+        labels = [operand.label for operand in call.operands]
+        if not self.linear and any(f.extensive for label in labels for f in factors(label)):
+            raise Unalignable("sums over merged tokens meet an operator that is not linear")
+        return (broadcast(labels, call.table, self.linear),)
+
+    def targets(self, call: Call, outs: tuple[Label, ...]) -> list[Label]:
+        return broadcast_targets([operand.label for operand in call.operands], outs[0])
+
+
+@dataclass(frozen=True)
+class Like(Rule):
+    """The output has the first operand's tokens; other operands only lend dtype or device."""
+
+    def infer(self, call: Call) -> tuple[Label, ...]:
+        return (call.operands[0].label,)
+
+
+@dataclass(frozen=True)
+class Factory(Rule):
+    """New values of a given shape: nothing of an operand's tokens enters.
+
+    `ordered`: the entries differ along the axis (a range); otherwise all are equal.
+    """
+
+    kind: ClassVar[Kind] = "factory"
+    ordered: bool = False
+
+    def infer(self, call: Call) -> tuple[Label, ...]:
+        shape = call.out_shapes[0]
+        constant = not self.ordered
+        return (
+            tuple(
+                () if is_one(size) else (call.fresh(at, size, constant),)
+                for at, size in enumerate(shape)
+            ),
+        )
+
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        return [NOTHING for _ in call.operands]
+
+
+@dataclass(frozen=True)
+class Project(Rule):
+    """`y[.., o] = sum_i x[.., i] w[o, i]`: every token apart, the last dimension is new."""
+
+    def infer(self, call: Call) -> tuple[Label, ...]:
+        size = call.out_shapes[0][-1]
+        last = () if is_one(size) else (call.fresh("out", size),)
+        return ((*call.operands[0].label[:-1], last),)
+
+    def targets(self, call: Call, outs: tuple[Label, ...]) -> list[Label]:
+        first, *others = call.operands
+        dims = zip(first.label[:-1], outs[0][:-1], strict=True)
+        target = (*(follow(old, new) if old else offer(new) for old, new in dims), first.label[-1])
+        return [target, *(operand.label for operand in others)]
+
+    def blocked(self, call: Call) -> list[Blocked]:
+        return block_dims(0, call.operands[0], [-1 % len(call.operands[0].label)])
+
+    def query_operands(self, call: Call) -> list[int]:
+        return [0]
+
+
+@dataclass(frozen=True)
+class Normalise(Rule):
+    """Statistics over some dimensions (`dims` computes them): tokens apart unless listed there."""
+
+    dims: Callable[[Call], list[int]]
+
+    def infer(self, call: Call) -> tuple[Label, ...]:
+        label = call.operands[0].label
+        return (label, *(() for _ in call.out_shapes[1:]))
+
+    def blocked(self, call: Call) -> list[Blocked]:
+        return block_dims(0, call.operands[0], self.dims(call))
+
+    def targets(self, call: Call, outs: tuple[Label, ...]) -> list[Label]:
+        return [outs[0], *(operand.label for operand in call.operands[1:])]
+
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        joined = join_demands(out)
+        place = find_axis(call.operands[0].label, axis)
+        mixed = place is None or place[0] in self.dims(call)
+        first = joined.read_whole() if mixed else joined
+        return [first, *(joined.read_whole() for _ in call.operands[1:])]
+
+    def query_operands(self, call: Call) -> list[int]:
+        return [0]
+
+
+@dataclass(frozen=True)
+class Lookup(Rule):
+    """Rows of a table by index: the output counts what the indices count."""
+
+    kind: ClassVar[Kind] = "joining"
+
+    def infer(self, call: Call) -> tuple[Label, ...]:
+        table, indices = call.operands[:2]
+        return ((*indices.label, *table.label[1:]),)
+
+    def targets(self, call: Call, outs: tuple[Label, ...]) -> list[Label]:
+        table, indices = call.operands[:2]
+        return [table.label, outs[0][: len(indices.label)]]
+
+    def blocked(self, call: Call) -> list[Blocked]:
+        table = call.operands[0]
+        return block_dims(0, table, range(len(table.label)))
+
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        joined = join_demands(out)
+        indices = call.operands[1]
+        carried = find_axis(indices.label, axis)
+        return [joined.read_whole(), joined if carried else joined.read_whole()]
+
+    def query_operands(self, call: Call) -> list[int]:
+        return [1]

@@ -1,0 +1,254 @@
+"""Rules of operators for which the place of a token matters: reads, parts, indices, orders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from tokenpass.graph.axis import Axis, Label, find_axis
+from tokenpass.graph.call import Call, Runner
+from tokenpass.graph.demand_lattice import (
+    EVERYTHING,
+    NOTHING,
+    Demand,
+    Extent,
+    Position,
+    read_at,
+)
+from tokenpass.graph.join import (
+    broadcast,
+)
+from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, join_demands
+
+
+@dataclass(frozen=True)
+class Along(Rule):
+    """Entries along one dimension depend on their place (cumsum, sort, roll, pad, triangles).
+
+    `fresh`: the dimension counts something new afterwards; `dims` computes the dimensions.
+    """
+
+    kind: ClassVar[Kind] = "position-dependent"
+    dims: Callable[[Call], list[int]]
+    fresh: bool = True
+
+    def infer(self, call: Call) -> tuple[Label, ...]:
+        label, dims = call.operands[0].label, self.dims(call)
+        outs = []
+        for output in range(len(call.out_shapes)):
+            new = call.fresh_label(output)
+            outs.append(
+                tuple(new[at] if self.fresh and at in dims else dim for at, dim in enumerate(label))
+            )
+        return tuple(outs)
+
+    def blocked(self, call: Call) -> list[Blocked]:
+        return block_dims(0, call.operands[0], self.dims(call))
+
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        place = find_axis(call.operands[0].label, axis)
+        joined = join_demands(out)
+        mixed = place is None or place[0] in self.dims(call)
+        first = joined.read_whole() if mixed else joined
+        return [first, *(joined.read_whole() for _ in call.operands[1:])]
+
+
+@dataclass(frozen=True)
+class Read(Rule):
+    """Entries read at fixed places of one dimension: select, slice. `keep`: the dimension stays."""
+
+    kind: ClassVar[Kind] = "position-dependent"
+    keep: bool
+
+    most: ClassVar[int] = 64
+
+    def whole(self, call: Call) -> bool:
+        """Whether a slice takes everything."""
+        size = call.operands[0].shape[call.dim()]
+        out = call.out_shapes[0][call.dim()] if self.keep else None
+        return self.keep and out is not None and str(out) == str(size)
+
+    def infer(self, call: Call) -> tuple[Label, ...]:
+        label, dim = call.operands[0].label, call.dim()
+        if self.whole(call):
+            return (label,)
+        if not self.keep:
+            return ((*label[:dim], *label[dim + 1 :]),)
+        return ((*label[:dim], call.fresh_label()[dim], *label[dim + 1 :]),)
+
+    def positions(self, call: Call) -> list[int] | None:
+        """The places read, if they are few and known; negative ones count from the end."""
+        size = call.operands[0].shape[call.dim()]
+        if not self.keep:
+            start, count = call["index"], 1
+        else:
+            start, count = call.get("start") or 0, call.out_shapes[0][call.dim()]
+        known = isinstance(start, int) and isinstance(count, int)
+        if not known or count > self.most or call.get("step", 1) != 1:
+            return None
+        if start < 0 and isinstance(size, int):
+            start += size
+        return list(range(start, start + count))
+
+    def blocked(self, call: Call) -> list[Blocked]:
+        if self.whole(call):
+            return []
+        return block_dims(0, call.operands[0], [call.dim()])
+
+    def execute(self, call: Call, outs: tuple[Label, ...], runner: Runner) -> Any:
+        return call.operands[0].value if self.whole(call) else call.execute()
+
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        place = find_axis(call.operands[0].label, axis)
+        joined = join_demands(out)
+        if place is not None and (place[0] != call.dim() or self.whole(call)):
+            return [joined]
+        positions = self.positions(call)
+        if place is None or positions is None or len(call.operands[0].label[place[0]]) > 1:
+            return [joined.read_whole()]
+        return [NOTHING if joined.extent is Extent.NONE else read_at(*positions)]
+
+    def read_positions(self, call: Call, dim: int) -> tuple[Position, ...] | None:
+        """The positions that this call reads, for values that hold nothing else."""
+        places = self.positions(call) if dim == call.dim() else None
+        return None if places is None else tuple(Position(place) for place in places)
+
+    def read_slots(self, call: Call, dim: int, slots: list[int]) -> Any:
+        """The read on a value in which the positions stand at `slots`."""
+        value = call.operands[0].value
+        if not self.keep:
+            return value.select(dim, slots[0])
+        if slots == list(range(slots[0], slots[0] + len(slots))):
+            return value.narrow(dim, slots[0], len(slots))
+        return torch.stack([value.select(dim, slot) for slot in slots], dim)
+
+
+@dataclass(frozen=True)
+class Parts(Rule):
+    """One dimension cut in parts (split, chunk) or taken apart (unbind: `keep` False)."""
+
+    kind: ClassVar[Kind] = "position-dependent"
+    keep: bool
+
+    def infer(self, call: Call) -> tuple[Label, ...]:
+        label, dim = call.operands[0].label, call.dim()
+        outs = []
+        for output in range(len(call.out_shapes)):
+            middle = (call.fresh_label(output)[dim],) if self.keep else ()
+            outs.append((*label[:dim], *middle, *label[dim + 1 :]))
+        return tuple(outs)
+
+    def blocked(self, call: Call) -> list[Blocked]:
+        return block_dims(0, call.operands[0], [call.dim()])
+
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        place = find_axis(call.operands[0].label, axis)
+        joined = join_demands(out)
+        mixed = place is None or place[0] == call.dim()
+        return [joined.read_whole() if mixed else joined]
+
+
+@dataclass(frozen=True)
+class AdvancedIndex(Rule):
+    """`x[i, j, :]` with index tensors: the indices' joined label stands for the indexed dims."""
+
+    kind: ClassVar[Kind] = "position-dependent"
+
+    def indexed(self, call: Call) -> list[int]:
+        """Dimensions that an index tensor picks from (boolean masks are not followed)."""
+        return [at for at, index in enumerate(call["indices"]) if index is not None]
+
+    def regular(self, call: Call) -> bool:
+        """Whether every index is an integer tensor for one dimension."""
+        return not any(
+            getattr(index.value, "dtype", None) in (torch.bool, torch.uint8)
+            for index in call["indices"]
+            if index is not None
+        )
+
+    def infer(self, call: Call) -> tuple[Label, ...]:
+        if not self.regular(call):
+            return (call.fresh_label(),)
+        dims, label = self.indexed(call), call.operands[0].label
+        middle = broadcast([call["indices"][at].label for at in dims], call.table)
+        together = dims == list(range(dims[0], dims[-1] + 1))
+        rest = [dim for at, dim in enumerate(label) if at not in dims]
+        start = dims[0] if together else 0
+        return ((*rest[:start], *middle, *rest[start:]),)
+
+    def blocked(self, call: Call) -> list[Blocked]:
+        # an index tensor that was itself shortened keeps its meaning; the indexed dims do not
+        operand = call.operands[0]
+        dims = self.indexed(call) if self.regular(call) else range(len(operand.label))
+        found = block_dims(0, operand, list(dims))
+        for at, other in enumerate(call.operands[1:], start=1):
+            found += block_dims(at, other, range(len(other.label)))
+        return found
+
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        joined = join_demands(out)
+        others = [joined.read_whole() for _ in call.operands[1:]]
+        place = find_axis(call.operands[0].label, axis)
+        if joined.extent is Extent.NONE or place is None or not self.regular(call):
+            return [joined.read_whole(), *others]
+        if place[0] not in self.indexed(call):
+            return [joined, *others]
+        return [self.read_by(call, place[0]) or EVERYTHING, *others]
+
+    def read_by(self, call: Call, dim: int) -> Demand | None:
+        """Demand at the index's node, if it holds one position for each sample in order."""
+        dims, nodes = self.indexed(call), list(call.node.args[1])  # type: ignore[arg-type]
+        node, others = nodes[dim], [nodes[at] for at in dims if at != dim]
+        one_each = len(call["indices"][dim].label) == 1 and len(others) == 1
+        in_order = one_each and is_range(others[0])
+        return read_at(node) if in_order and isinstance(node, torch.fx.Node) else None
+
+    def read_positions(self, call: Call, dim: int) -> tuple[Position, ...] | None:
+        """The position that this call reads in every sample."""
+        demand = self.read_by(call, dim)
+        return None if demand is None else tuple(demand.positions)
+
+    def read_slots(self, call: Call, dim: int, slots: list[int]) -> Any:
+        """The read on a value in which the position stands at a slot of its own."""
+        return call.operands[0].value.select(dim, slots[0])
+
+
+def is_range(node: Any) -> bool:
+    """Whether an index is `arange` over the whole batch (seen through copies)."""
+    while isinstance(node, torch.fx.Node) and node.target in RANGE_COPIES:
+        node = node.args[0]
+    return isinstance(node, torch.fx.Node) and node.target is torch.ops.aten.arange.default
+
+
+RANGE_COPIES = frozenset(
+    {
+        torch.ops.aten.to.dtype,
+        torch.ops.aten.to.dtype_layout,
+        torch.ops.aten.to.device,
+        torch.ops.aten.alias.default,
+        torch.ops.aten.detach.default,
+        torch.ops.aten.contiguous.default,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Gather(Rule):
+    """`out[i][j] = x[i][index[i][j]]` along one dimension."""
+
+    kind: ClassVar[Kind] = "position-dependent"
+
+    def infer(self, call: Call) -> tuple[Label, ...]:
+        return (call.operands[1].label,)
+
+    def blocked(self, call: Call) -> list[Blocked]:
+        return [
+            b for at, o in enumerate(call.operands) for b in block_dims(at, o, range(len(o.label)))
+        ]
+
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        joined = join_demands(out)
+        return [joined.read_whole() for _ in call.operands]

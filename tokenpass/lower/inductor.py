@@ -1,0 +1,27 @@
+"""Inductor lowering: the graph goes through `compile_fx`, with Inductor's caches intact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+
+def inductor_patches(setting: str | dict[str, Any] | None) -> dict[str, Any]:
+    """Inductor's own options for a mode name or a mapping of options."""
+    if setting is None:
+        return {}
+    if isinstance(setting, str):
+        return dict(torch._inductor.list_mode_options().get(setting, {}))
+    return dict(setting)
+
+
+def lower_inductor(
+    module: GraphModule, example_inputs: Sequence[Any], options: dict[str, Any]
+) -> Callable[..., Any]:
+    """Compile with Inductor; `options` are config patches as in `torch.compile(options=...)`."""
+    # Inductor's own entry: importing compile_fx at the top would load all of Inductor
+    inductor = torch._dynamo.lookup_backend("inductor")
+    return inductor(module, list(example_inputs), config_patches=options or None)

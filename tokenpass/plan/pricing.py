@@ -1,0 +1,93 @@
+"""The cost of plans before they are made: one replay with a symbol for each level.
+
+All candidates are replayed once on fake tensors in a fake mode of their own (dynamic sizes at the
+example call's), each with a symbolic count. The rewritten graph's cost is then an expression of
+those symbols, and a plan that leaves a candidate out sets its symbol to the tokens coming in and
+drops the operators that the edit would have added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch._dynamo.source import ConstantSource
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+from tokenpass.cost.device import DeviceProfile
+from tokenpass.cost.roofline import GraphCost, Objective, graph_cost
+from tokenpass.graph.view import View
+from tokenpass.plan.choice import Choice
+from tokenpass.rewrite.rewriter import Actions, rewrite_at_levels, static_fakes
+
+
+@dataclass(frozen=True, eq=False)
+class Prices:
+    """Predicted costs of plans of one graph, in the objective's unit (seconds or flops)."""
+
+    cost: GraphCost
+    symbols: tuple[sympy.Symbol, ...]
+    choices: tuple[Choice, ...]
+    profile: DeviceProfile
+    objective: Objective
+
+    def __call__(self, levels: Sequence[int]) -> float:
+        """Cost of the plan that keeps `levels[i]` tokens behind choice i."""
+        incoming: dict[int, int] = {}
+        unused = []
+        for at, (choice, level) in enumerate(zip(self.choices, levels, strict=True)):
+            if level >= incoming.get(choice.stream, choice.tokens):
+                unused.append(at)
+            incoming[choice.stream] = level
+        values = dict(zip(self.symbols, map(int, levels), strict=True))
+        return self.cost.evaluate(values, self.profile, self.objective, tuple(unused))
+
+
+def level_symbols(env: ShapeEnv, hints: Sequence[int]) -> list[torch.SymInt]:
+    """One symbolic count for each hint; hints must differ, so that no two are taken for equal."""
+    made = []
+    for at, hint in enumerate(hints):
+        source = ConstantSource(f"level_{at}")
+        symbol = env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC)
+        made.append(env.create_symintnode(symbol, hint=hint, source=source))
+    return made
+
+
+def price(
+    view: View,
+    fakes: Sequence[Any],
+    choices: tuple[Choice, ...],
+    actions_at: Callable[[Sequence[Any]], Actions],
+    op_costs: Mapping[Any, Any],
+    profile: DeviceProfile,
+    objective: Objective,
+) -> Prices:
+    """Replay all choices with symbolic levels; raises `ReplayRefused` if one is unsound.
+
+    `actions_at(levels)` gives the replay's actions for counts of tokens, one for each choice.
+    """
+    env = ShapeEnv()
+    mode = FakeTensorMode(shape_env=env)
+    levels = level_symbols(env, example_levels(choices))
+    module = rewrite_at_levels(view, actions_at, levels, static_fakes(fakes, mode), mode)
+    symbols = tuple(level.node.expr for level in levels)
+    return Prices(graph_cost(module, op_costs), symbols, choices, profile, objective)
+
+
+def example_levels(choices: Sequence[Choice]) -> list[int]:
+    """Falling, distinct counts that every choice allows, for the symbolic replay."""
+    incoming: dict[int, int] = {}
+    levels, used = [], set()
+    for choice in choices:
+        before = incoming.get(choice.stream, choice.tokens)
+        level = max(choice.least(before), before - max(1, before // 16))
+        while level in used and level > choice.least(before):
+            level -= 1
+        used.add(level)
+        incoming[choice.stream] = level
+        levels.append(level)
+    return levels

@@ -1,0 +1,197 @@
+"""`Reduction`: how a token stream got shorter, the one currency between passes and the rewriter.
+
+    x_short = reduce(x_long)          [.., tokens, ..] -> [.., count, ..]
+    x_long  = restore(x_short)        a token takes its representative's value, or the value it had
+                                      when it left
+
+All index tensors are `[batch, *]` (or `[1, *]` where every sample agrees) and refer to the parent's
+tokens; `position` refers to the stream's full length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.fx import traceback
+
+from tokenpass.graph.axis import Axis, Label, Size, Unalignable
+from tokenpass.graph.demand_lattice import Position
+from tokenpass.shapes import Bool, Float, Int
+
+
+@dataclass(frozen=True, eq=False)
+class Gather:
+    """Keep some tokens: `index[b, j]` is the place of the j-th kept one."""
+
+    index: Int[torch.Tensor, "batch count"]
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Keep a run of tokens: `start`, and as many as the reduction counts."""
+
+    start: Size
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Merge tokens: token i joins `segment[b, i]`, with share `weights[b, i]` in its mean.
+
+    `kept[b, j]` is the token that stays in place j; `moved[b, r]` are the tokens that join one.
+    """
+
+    segment: Int[torch.Tensor, "batch tokens"]
+    weights: Float[torch.Tensor, "batch tokens"]
+    kept: Int[torch.Tensor, "batch count"]
+    moved: Int[torch.Tensor, "batch moved"]
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """Any linear combination: `x_short = weights @ x_long`, `x_long = back @ x_short`."""
+
+    weights: Float[torch.Tensor, "batch count tokens"]
+    back: Float[torch.Tensor, "batch tokens count"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """How one axis got shorter.
+
+    `latest()[b, j]`: the parent's token that stands for token j (the latest member of a merge);
+    `representative[b, i]`: the token that stands for the parent's token i. `sizes`: full-length
+    tokens in each one (None: one each). `saved`: the stream's value when tokens left, into which
+    survivors are written back. `padding`: tokens that are padding. `ordered`: positions rise.
+    `read`: the full-length positions that are all that is left (an exact cut). `owner`: the edit.
+    """
+
+    axis: Axis
+    batch: Axis | None
+    full: Size
+    count: Size
+    reduce: Gather | Slice | Segment | Dense
+    parent: Reduction | None = None
+    latest: Callable[[], Int[torch.Tensor, "batch count"]] | None = None
+    representative: Int[torch.Tensor, "batch tokens"] | None = None
+    sizes: Float[torch.Tensor, "batch count"] | None = None
+    saved: Any = None
+    padding: Bool[torch.Tensor, "batch count"] | None = None
+    ordered: bool = True
+    read: tuple[Position, ...] | None = None
+    owner: int | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    @cached_property
+    def position(self) -> Int[torch.Tensor, "batch count"]:
+        """Full-length position of every token (a merged one stands at its latest member's)."""
+        with owned_by(self.owner):
+            local = self.local_index()
+            if self.parent is None:
+                return local
+            above = self.parent.position
+            rows = max_rows(above, local)
+            return torch.gather(above.expand(rows, -1), 1, local.expand(rows, -1))
+
+    def local_index(self) -> Int[torch.Tensor, "batch count"]:
+        """The parent's token behind each token; a dense reduction has none."""
+        if isinstance(self.reduce, Gather):
+            return self.reduce.index
+        if isinstance(self.reduce, Slice):
+            start = self.reduce.start
+            return torch.arange(start, start + self.count, device=self.device)[None]
+        if self.latest is None:
+            raise DenseIndexRefused("a dense reduction has no index for a side operand")
+        if "latest" not in self.memo:
+            with owned_by(self.owner):
+                self.memo["latest"] = self.latest()
+        return self.memo["latest"]
+
+    def log_sizes(self, dtype: torch.dtype) -> Float[torch.Tensor, "batch count"]:
+        """Logarithm of the sizes; -inf for padding, which counts nothing."""
+        key = ("log", dtype)
+        if key not in self.memo:
+            with owned_by(self.owner):
+                self.memo[key] = torch.log(self.sizes).to(dtype)
+        return self.memo[key]
+
+    def add_log_sizes(self, value: torch.Tensor, label: Label, dim: int) -> torch.Tensor:
+        """Scores plus log sizes along one dimension."""
+        with owned_by(self.owner):
+            return value + self.spread(self.log_sizes(value.dtype), label, dim)
+
+    def weight(self, value: torch.Tensor, label: Label, dim: int) -> torch.Tensor:
+        """Values times sizes along one dimension (unchanged if every token counts once)."""
+        if self.sizes is None:
+            return value
+        with owned_by(self.owner):
+            return value * self.spread(self.sizes.to(value.dtype), label, dim)
+
+    def spread(self, rows: torch.Tensor, label: Label, dim: int) -> torch.Tensor:
+        """`[batch, count]` shaped to broadcast against a value along its token dimension."""
+        dim %= len(label)
+        if len(label[dim]) == 2 and label[dim][1].cut is self:
+            return rows.reshape([-1 if at == dim else 1 for at in range(len(label))])
+        if len(label[dim]) != 1:
+            raise Unalignable("sizes meet a dimension of several factors")
+        shape = [1] * len(label)
+        shape[dim] = rows.shape[1]
+        for at, factors in enumerate(label):
+            if at != dim and any(f.axis.root is self.batch for f in factors):
+                shape[at] = rows.shape[0]
+        if rows.shape[0] not in (1, *shape):
+            raise Unalignable("per-sample sizes meet a value without a batch dimension")
+        return rows.reshape(shape)
+
+    def steps_from(self, ancestor: Reduction | None) -> list[Reduction]:
+        """The reductions from an ancestor (exclusive) to this one, in order."""
+        steps: list[Reduction] = []
+        step: Reduction | None = self
+        while step is not None and step is not ancestor:
+            steps.append(step)
+            step = step.parent
+        if step is not ancestor:
+            raise Unalignable("a value was shortened in another way than its partner")
+        return steps[::-1]
+
+    def slots(self, positions: tuple[Position, ...]) -> list[int] | None:
+        """Where an exact cut holds these positions; None if it is lossy or lacks one."""
+        if self.read is None or any(p not in self.read for p in positions):
+            return None
+        return [self.read.index(p) for p in positions]
+
+
+class DenseIndexRefused(Unalignable):
+    """An operand needs an index, and the reduction is dense."""
+
+
+def max_rows(*tensors: torch.Tensor) -> Size:
+    """The batch size of index tensors of which some may be shared by all samples."""
+    rows: Size = 1
+    for tensor in tensors:
+        if not (isinstance(tensor.shape[0], int) and tensor.shape[0] == 1):
+            rows = tensor.shape[0]
+    return rows
+
+
+@contextmanager
+def owned_by(edit: int | None) -> Iterator[None]:
+    """Nodes traced inside belong to an edit (their cost goes away with it)."""
+    if edit is None:
+        yield
+        return
+    meta = traceback.current_meta
+    before = meta.get("custom")
+    meta["custom"] = {**(before or {}), "tokenpass_edit": edit}
+    try:
+        yield
+    finally:
+        if before is None:
+            meta.pop("custom", None)
+        else:
+            meta["custom"] = before

@@ -1,0 +1,115 @@
+"""Small helpers over FX nodes that every layer needs: values, names, user source lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import preserve_node_meta
+
+FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
+
+
+def fake_value(node: Node) -> Any:
+    """What the node gave while tracing (fake tensors, SymInts, tuples of them)."""
+    return node.meta.get("val")
+
+
+def fake_tensors(node: Node) -> list[torch.Tensor]:
+    """The tensors that a node gives, in order; empty if it gives none."""
+    value = fake_value(node)
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [v for v in value if isinstance(v, torch.Tensor)]
+    return []
+
+
+def is_float(node: Node) -> bool:
+    """Whether the node gives one floating tensor."""
+    value = fake_value(node)
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def calls(graph: Graph) -> Iterator[Node]:
+    """All call_function nodes in order."""
+    return (node for node in graph.nodes if node.op == "call_function")
+
+
+def output_nodes(module: GraphModule) -> list[Any]:
+    """What the graph returns, flattened; entries that are no nodes are kept as they are."""
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    leaves, _ = torch.utils._pytree.tree_flatten(
+        output.args[0], is_leaf=lambda leaf: isinstance(leaf, Node)
+    )
+    return leaves
+
+
+def module_path(node: Node) -> str:
+    """The innermost module that the node was traced in, e.g. `encoder.layer.3.attention`."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()))[0] if stack else ""
+    return clean_path(path)
+
+
+def clean_path(path: str) -> str:
+    """Dynamo's spelling of a module path as a user would write it."""
+    path = re.sub(r"^L\['(\w+)'\]\.?|^L__self__\.?", "", path)
+    path = re.sub(r"\._modules\['(\w+)'\]|\.?__getattr__\('(\w+)'\)", r".\1\2", path)
+    path = re.sub(r"\[(\d+)\]", r".\1", path)
+    return path.removeprefix("self.").strip(".")
+
+
+def source_line(node: Node) -> str:
+    """The line of the user's source that made the node, as `file:line in function`."""
+    frames = FRAME.findall(node.meta.get("stack_trace") or "")
+    if not frames:
+        return ""
+    file, line, function = frames[-1]
+    return f"{file}:{line} in {function}"
+
+
+def retrace(
+    function: Callable[..., Any], fakes: Sequence[Any], mode: FakeTensorMode
+) -> GraphModule:
+    """Trace a function over fake inputs into a pre-dispatch ATen graph."""
+    with mode, preserve_node_meta():
+        traced = make_fx(function, pre_dispatch=True, tracing_mode="real")(*fakes)
+    traced.graph.eliminate_dead_code(is_impure)
+    traced.recompile()
+    return traced
+
+
+def is_impure(node: Node) -> bool:
+    """Nodes that must stay though nothing uses them."""
+    if node.op in ("placeholder", "output"):
+        return True
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return node.is_impure()
+    return node.target._schema.is_mutable or node.is_impure()
+
+
+def carry_over(source: GraphModule, target: GraphModule) -> None:
+    """Copy what Dynamo wrote: graph meta, parameter names, placeholders' sources and names."""
+    target.meta.update(source.meta)
+    for name in ("_param_name_to_source", "_backend_id"):
+        if hasattr(source, name):
+            setattr(target, name, getattr(source, name))
+    kept = ("example_value", "grapharg", "tensor_dict", "unbacked_bindings", "dynamo_source")
+    for old, new in zip(placeholders(source), placeholders(target), strict=True):
+        for key in kept:
+            if key in old.meta:
+                new.meta.setdefault(key, old.meta[key])
+        for name in ("_dynamo_source", "_dynamo_static_input_type"):
+            if hasattr(old, name):
+                setattr(new, name, getattr(old, name))
+
+
+def placeholders(module: GraphModule) -> list[Node]:
+    """Graph inputs in order."""
+    return [node for node in module.graph.nodes if node.op == "placeholder"]
