@@ -22,8 +22,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.models import find_case
-from benchmarks.reported import last_reported
-from benchmarks.variants import DENSE, Variant, compile_variant
+from benchmarks.reported import Listener
+from benchmarks.variants import Variant, compile_variant
 
 ROOT = Path(__file__).resolve().parent.parent
 SELF_STATUS = Path("/proc/self/status")
@@ -79,9 +79,10 @@ def measure_here(case_name: str, variant: Variant) -> ChildResult:
     model, inputs = find_case(case_name).build()
     torch.compile(torch.nn.ReLU())(torch.ones(8))  # loads the compiler and checks its tools
     compiled = compile_variant(model, variant)
+    listener = Listener()
     with torch.no_grad():
         first_s, first_cpu_s = _timed(lambda: compiled(**inputs))
-        own_s = None if variant == DENSE else last_reported().own_s
+        own_s = listener.reported().own_s
         compiled(**inputs)
         later_s, later_cpu_s = _timed(lambda: compiled(**inputs))
         reset_peak()

@@ -36,7 +36,7 @@ from benchmarks.encoder import (
 )
 from benchmarks.machine import fingerprint
 from benchmarks.quality import Quality, compare
-from benchmarks.reported import Reported, last_reported
+from benchmarks.reported import Reported, listen
 from benchmarks.timing import PairedRatio, summarise
 from benchmarks.variants import (
     DENSE,
@@ -104,8 +104,7 @@ def start_track(encoder: Encoder, variant: Variant, batch: Tensor) -> Track:
     def embed(input_ids: Tensor) -> Tensor:
         return embed_batch(compiled, input_ids)
 
-    embed(batch)
-    reported = Reported() if variant == DENSE else last_reported()
+    reported = listen(lambda: embed(batch))
     return Track(variant, embed, reported, EXACT_EVERY if variant.budget == 1.0 else 1)
 
 
@@ -183,6 +182,7 @@ def demonstrate(seconds: float, passages: int | None, progress: Progress) -> dic
         queries = embed_queries(encoder, [passage.query for passage in corpus])
         dense, *budgets = compile_all([DENSE, *map(tokenpass_variant, BUDGETS)])
         run([dense, *budgets], started + MAIN_SHARE * seconds)
+        torch.compiler.reset()  # Dynamo keeps eight variants of one function, and no more
         controls = compile_all(CONTROLS)
         for budget in dict.fromkeys(one.variant.budget for one in controls):
             run([one for one in controls if one.variant.budget == budget], started + seconds)
@@ -237,11 +237,13 @@ def interval(bounds: Mapping[str, float], form: str) -> str:
 
 
 def plan_table(result: Mapping[str, Any]) -> Table:
-    """The edits of every variant that has some."""
-    table = Table("variant", "edit", title="Plans")
+    """The edits of every variant that has some, with the tokens into and out of each layer."""
+    table = Table("variant", "edits", "layer: tokens in -> out", title="Plans", show_lines=True)
     for row in result["rows"]:
-        for edit in row["reported"]["edits"]:
-            table.add_row(row["variant"]["name"], edit)
+        reported = row["reported"]
+        lines = [*reported["edits"], *(f"compiled dense: {why}" for why in reported["trouble"])]
+        if lines:
+            table.add_row(row["variant"]["name"], "\n".join(lines), "\n".join(reported["layers"]))
     return table
 
 

@@ -1,75 +1,69 @@
-"""What tokenpass says about its own work, read in one place and absent where it says nothing.
+"""What tokenpass reports about its own work: predicted cost, its share of compile time, edits.
 
-`tokenpass.report.last_reports()` gives one report for each compiled graph. Here the plan and the
-seconds that tokenpass itself took are picked from them; everything else in benchmarks reads these.
+`tokenpass.report.last_reports()` holds a report for each graph compiled since the last reset; a
+`Listener` tells which of them came while one variant was compiled.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-import torch
-from torch import nn
+from tokenpass.report import GraphReport, edit_text, last_reports
 
 
 @dataclass(frozen=True)
 class Reported:
-    """Sums over the compiled graphs; `None` where tokenpass reported nothing.
+    """Sums over the compiled graphs; `None` where nothing was reported (dense).
 
     `share` is the predicted cost as a share of dense, `own_s` the seconds of tokenpass itself
-    (capture, analysis, plan, rewrite), `edits` one line for each edit.
+    (capture, analysis, plan, rewrite), `edits` and `table` the plan as text. `trouble` names the
+    causes for which a graph was compiled dense against the plan.
     """
 
     share: float | None = None
     own_s: float | None = None
     distinct_levels: int | None = None
     edits: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    trouble: tuple[str, ...] = ()
 
 
-def last_reported() -> Reported:
-    """What was reported about the graphs compiled last."""
-    return summarise(_call("tokenpass.report", "last_reports") or ())
+@dataclass(frozen=True)
+class Listener:
+    """Made before a compilation; afterwards `reported` sums up what that compilation reported."""
+
+    earlier: tuple[GraphReport, ...] = field(default_factory=lambda: last_reports())
+
+    def reported(self) -> Reported:
+        """What was reported since."""
+        known = {id(report) for report in self.earlier}
+        return summarise([report for report in last_reports() if id(report) not in known])
 
 
-def predicted_share(
-    model: nn.Module, inputs: Mapping[str, Any], options: Mapping[str, Any]
-) -> float | None:
-    """The cost, as a share of dense, that a dry run of `tokenpass.explain` predicts."""
-    with torch.no_grad():
-        explained = _call("tokenpass", "explain", model, options=dict(options), **inputs)
-    reports = getattr(explained, "reports", None) or ([explained] if explained else [])
-    return summarise(reports).share
+def listen(work: Callable[[], object]) -> Reported:
+    """Run `work`, which compiles something, and return what was reported meanwhile."""
+    listener = Listener()
+    work()
+    return listener.reported()
 
 
-def summarise(reports: Sequence[Any]) -> Reported:
+def summarise(reports: Sequence[GraphReport]) -> Reported:
     """Plans and seconds of several graphs, the costs added up."""
-    plans = [plan for report in reports if (plan := getattr(report, "plan", None)) is not None]
-    seconds = [own for report in reports if (own := _own_seconds(report)) is not None]
+    if not reports:
+        return Reported()
+    plans = [report.plan for report in reports]
     edits = [edit for plan in plans for edit in plan.edits]
     dense = sum(plan.dense_cost for plan in plans)
     return Reported(
         share=sum(plan.planned_cost for plan in plans) / dense if dense else None,
-        own_s=sum(seconds) if seconds else None,
-        distinct_levels=len({edit.level for edit in edits}) if plans else None,
-        edits=tuple(
-            f"{edit.pass_name}/{edit.policy} at {edit.site}: {edit.level}" for edit in edits
+        own_s=sum(report.seconds for report in reports),
+        distinct_levels=len({edit.level for edit in edits}),
+        edits=tuple(edit_text(edit) for edit in edits),
+        layers=tuple(
+            f"{row.layer}: {row.tokens_in} -> {row.tokens_out}"
+            for report in reports
+            for row in report.layers
         ),
+        trouble=tuple(report.cause for report in reports if report.outcome == "fallback"),
     )
-
-
-def _own_seconds(report: Any) -> float | None:
-    """A number, or the seconds of each stage by name."""
-    own = getattr(report, "own_seconds", None)
-    return float(sum(own.values())) if isinstance(own, Mapping) else own
-
-
-def _call(module: str, name: str, *args: Any, **kwargs: Any) -> Any:
-    """The function's result, or `None` where this tokenpass has no such function."""
-    try:
-        function = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError:
-        return None
-    return function(*args, **kwargs) if callable(function) else None

@@ -26,7 +26,7 @@ from benchmarks.child import ChildResult, measure_child
 from benchmarks.floors import judge, print_verdicts
 from benchmarks.machine import fingerprint
 from benchmarks.models import CASES, QUICK_CASES, Case, find_case
-from benchmarks.reported import last_reported, predicted_share
+from benchmarks.reported import Listener
 from benchmarks.timing import Pace, paired_ratio
 from benchmarks.variants import DENSE, compile_variant, tokenpass_variant
 
@@ -71,13 +71,11 @@ def _measure_budget(
 ) -> dict[str, Any]:
     variant = tokenpass_variant(budget)
     compiled = compile_variant(model, variant)
+    listener = Listener()
     with torch.no_grad():
         output = case.output(compiled(**inputs)).clone()
-        reported = last_reported()
+        reported = listener.reported()
         speedup = paired_ratio(lambda: dense(**inputs), lambda: compiled(**inputs), pace=pace)
-    share = reported.share
-    if share is None:
-        share = predicted_share(model, inputs, {"budget": budget})
     exact = None
     if budget == 1.0:
         exact = exactness(dense_output, output, float64_output(model, inputs, case.output))
@@ -87,9 +85,10 @@ def _measure_budget(
         "layers": case.layers,
         "dead_token_speedup": case.dead_token_speedup,
         "speedup": asdict(speedup),
-        "predicted_share": share,
+        "predicted_share": reported.share,
         "distinct_levels": reported.distinct_levels,
         "edits": list(reported.edits),
+        "trouble": list(reported.trouble),
         "agreement": asdict(agreement(dense_output, output)),
         "exactness": asdict(exact) if exact else None,
     }
