@@ -56,6 +56,8 @@ MAIN_SHARE = 0.85
 """The share of that time by which dense and the budgets stop, so that the controls get some."""
 EXACT_EVERY = 4
 """Budget 1.0 changes no embedding: every fourth batch shows its speed and that this is so."""
+WIDTH = 110
+"""Columns where the output is no terminal."""
 RESULT = Path(__file__).resolve().parent / "results" / "demo.json"
 Embed = Callable[[Tensor], Tensor]
 
@@ -204,10 +206,13 @@ def results_table(result: Mapping[str, Any]) -> Table:
     """One line for each variant, dense first."""
     size = result["corpus"]["passages"]
     table = Table(title=f"all-MiniLM-L6-v2, {size} passages of 256 tokens, batch {BATCH}")
-    for column in ("variant", "passages", "predicted cost", "speed-up", "recall@1", "@5"):
-        table.add_column(column)
-    for column in ("recall@1 - dense", "merging - control", "cosine"):
-        table.add_column(column)
+    table.caption = (
+        "cost: predicted share of dense; gain: recall@1 less dense's, in points; merging: how much "
+        "more merging finds at the same cost; intervals 95 %"
+    )
+    names = ("variant", "texts", "cost", "speed-up", "R@1", "R@5", "gain", "merging", "cosine")
+    for name in names:
+        table.add_column(name, no_wrap=True)
     for row in result["rows"]:
         speed, quality, share = row["speedup"], row["quality"], row["reported"]["share"]
         dense = row["variant"]["budget"] is None
@@ -255,6 +260,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--save", action="store_true", help=f"write {RESULT.name}")
     chosen = parser.parse_args(arguments)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TextColumn(""))
     with Progress(*columns, console=console) as progress:
         result = demonstrate(chosen.seconds, chosen.passages, progress)

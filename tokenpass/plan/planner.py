@@ -19,7 +19,7 @@ Cost = Callable[[Sequence[int]], float]
 
 MOST_STAGES = 8
 FEW_STAGES = 4
-WORTH_A_STAGE = 1.03
+WORTH_A_STAGE = 1.05
 STEPS = 24
 
 

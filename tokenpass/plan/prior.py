@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from tokenpass.plan.choice import Choice
 
 LATER = 0.75
-CROWDED = 1.0
+CROWDED = 1.5
 REST = 1 / 6
 
 
