@@ -170,6 +170,11 @@ class DenseIndexRefused(Unalignable):
     """An operand needs an index, and the reduction is dense."""
 
 
+def sums_in(value: torch.Tensor) -> torch.dtype:
+    """The dtype that sizes, shares and sums over merged tokens have: at least float32."""
+    return torch.promote_types(value.dtype, torch.float32)
+
+
 def max_rows(*tensors: torch.Tensor) -> Size:
     """The batch size of index tensors of which some may be shared by all samples."""
     rows: Size = 1
