@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -99,8 +100,9 @@ class SiteSignals:
         """Tokens that are padding, `[batch, tokens]` boolean; None where nothing is masked."""
         if self.parent is not None:
             return self.parent.padding
-        mask = self.site.region.mask
-        return None if mask is None else key_padding(self, mask)
+        hidden = [key_padding(self, *mask) for mask in self.site.region.masks]
+        found = [rows for rows in hidden if rows is not None]
+        return reduce(torch.logical_or, found) if found else None
 
     def protected(self) -> torch.Tensor | None:
         """Tokens that the outputs read alone, `[batch or 1, tokens]` boolean."""
@@ -167,14 +169,14 @@ class SiteSignals:
         return self.replay.shape(label[-1:])[0]
 
 
-def key_padding(signals: SiteSignals, mask: Node) -> torch.Tensor | None:
-    """Keys that a mask hides from every query, `[batch or 1, tokens]`."""
+def key_padding(signals: SiteSignals, mask: Node, hides: bool) -> torch.Tensor | None:
+    """Keys that a mask hides from every query, `[batch or 1, tokens]`; None if it has no keys."""
     value = signals.replay.value_of(mask)
-    fake = value
-    if fake.dim() < 2:
+    place = find_axis(signals.replay.view.labels[mask], signals.site.region.key_axis)
+    if value.dim() < 2 or place is None:
         return None
     if value.dtype == torch.bool:
-        seen = value.any(-2)
+        seen = (~value if hides else value).any(-2)
     else:
         seen = (value > torch.finfo(value.dtype).min / 2).any(-2)
     while seen.dim() > 2:

@@ -81,6 +81,8 @@ def merge_tokens(signals: SiteSignals, matcher: Any, value: Any, owner: int) -> 
     real = None if padding is None else ~padding
     causal = any(region.causal for region in signals.stream.regions)
     latest = None
+    # places rise with positions, unless an earlier merge kept the places of its tokens that stayed
+    where = None if parent is None or parent.ordered else parent
     if causal:
         latest = latest_member(real, segment, kept)
         segment, kept = by_position(latest, segment, kept)
@@ -93,7 +95,11 @@ def merge_tokens(signals: SiteSignals, matcher: Any, value: Any, owner: int) -> 
         count,
         Segment(segment, merged.shares, kept, moved),
         parent,
-        latest=lambda: latest if latest is not None else latest_member(real, segment, kept),
+        latest=lambda: (
+            latest
+            if latest is not None
+            else latest_member(real, segment, kept, None if where is None else where.position)
+        ),
         representative=segment,
         sizes=merged.sizes,
         padding=merged.padding if padding is not None else None,

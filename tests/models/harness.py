@@ -15,7 +15,6 @@ from tests.models.zoo import FAMILIES
 from tokenpass.capture.dynamo import Captured, capture
 from tokenpass.config import Config
 from tokenpass.edits import Edit
-from tokenpass.graph.axis import find_axis
 from tokenpass.graph.regions import AttentionRegion
 from tokenpass.graph.sites import Site, Stream
 from tokenpass.graph.view import View, analyse, fingerprint
@@ -150,12 +149,8 @@ def stream_facts(stream: Stream) -> StreamFacts:
 
 def stream_of(node: Node, view: View, dim: int) -> int | None:
     """The stream whose tokens a dimension counts."""
-    label = view.labels[node]
-    for at, stream in enumerate(view.streams):
-        place = find_axis(label, stream.axis)
-        if place is not None and place[0] == dim % len(label):
-            return at
-    return None
+    counted = [factor.axis.root for factor in view.labels[node][dim]]
+    return next((at for at, s in enumerate(view.streams) if s.axis.root in counted), None)
 
 
 def fused_facts(node: Node, view: View) -> AttentionFacts:
@@ -170,7 +165,7 @@ def fused_facts(node: Node, view: View) -> AttentionFacts:
         stream_of(query, view, -2),
         stream_of(key, view, -2),
         scale=given.get("scale"),
-        padding=mask.name if isinstance(mask, Node) else None,
+        masks=((mask.name, False),) if isinstance(mask, Node) else (),
     )
 
 
@@ -187,7 +182,7 @@ def written_facts(region: AttentionRegion, view: View) -> AttentionFacts:
         softmax.name,
         region.key_transposed,
         region.scale,
-        region.mask.name if region.mask is not None else None,
+        tuple((mask.name, hides) for mask, hides in region.masks),
     )
 
 

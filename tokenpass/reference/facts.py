@@ -14,8 +14,8 @@ class AttentionFacts:
     Fused: `node` is the call and `softmax` is empty. Hand-written: `softmax` takes the scores
     `[.., queries, keys]` and `node` multiplies its result with the values. `query_stream` and
     `key_stream` say whose tokens the queries and keys count (None: no stream's). `key` and `query`
-    are `[batch, heads, tokens, width]`, the key transposed if `key_transposed`. `padding`: the mask
-    that hides padding, if the attention has one; `hides`: whether True in it means hidden.
+    are `[batch, heads, tokens, width]`, the key transposed if `key_transposed`. `masks`: what
+    may hide padding, and whether True in it means hidden.
     """
 
     node: str
@@ -26,8 +26,7 @@ class AttentionFacts:
     softmax: str = ""
     key_transposed: bool = False
     scale: float | None = None
-    padding: str | None = None
-    hides: bool = False
+    masks: tuple[tuple[str, bool], ...] = ()
 
 
 @dataclass(frozen=True)

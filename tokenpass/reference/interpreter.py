@@ -192,9 +192,11 @@ class Reference(Interpreter):
 
     def padding(self, attention: AttentionFacts) -> Tensor | None:
         """Tokens that no query may look at, `[batch or 1, tokens]`."""
-        if attention.padding is None:
-            return None
-        return hidden_keys(self.env[self.named[attention.padding]], attention.hides)
+        found = None
+        for name, hides in attention.masks:
+            hidden = hidden_keys(self.env[self.named[name]], hides)
+            found = hidden if found is None else found | hidden
+        return found
 
     def protected_positions(self, site: SiteFacts) -> Tensor:
         """`[batch, positions]`: tokens that the outputs read alone."""
