@@ -116,11 +116,12 @@ def births(flow: nx.DiGraph, axis: Axis, labels: Labels) -> list[Node]:
 
 
 def carries_stream(node: Node, axis: Axis, labels: Labels) -> bool:
-    """Whether a value holds one floating vector for each token."""
+    """Whether a value holds one floating vector for each token (scores and masks hold pairs)."""
     if node not in labels.of or not is_float(node):
         return False
-    place = find_axis(labels[node], axis)
-    return place is not None and place[0] < len(labels[node]) - 1
+    label = labels[node]
+    places = [at for at, dim in enumerate(label) for f in dim if f.axis.root is axis.root]
+    return len(places) == 1 and places[0] < len(label) - 1
 
 
 def find_sites(

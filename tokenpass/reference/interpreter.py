@@ -179,16 +179,37 @@ class Reference(Interpreter):
 
     def attention_row(self, site: SiteFacts) -> Tensor:
         """`[batch, heads, groups]`: what the first position that the outputs read looks at."""
+        groups, place = self.groups[site.stream], self.protected_positions(site)[:, :1]
+        if site.attention.softmax:
+            weights = self.env[self.named[site.attention.softmax]]
+            row = rows(per_head(weights, groups.samples), place)[:, :, 0]
+        else:
+            row = self.fused_row(site, place)
+        seats = groups.seats().tolist()
+        shares = [
+            [row[b][:, self.counted_members(groups, b, s)].sum(-1) for s in seats[b]]
+            for b in range(groups.samples)
+        ]
+        return torch.stack([torch.stack(sample, -1) for sample in shares]).float()
+
+    def counted_members(self, groups: Groups, sample: int, seat: int) -> Tensor:
+        """Members of a group that attention sees."""
+        members = groups.members(sample, seat)
+        return members[groups.counted[sample, members]]
+
+    def fused_row(self, site: SiteFacts, place: Tensor) -> Tensor:
+        """`[batch, heads, tokens]`: one row of a fused attention's weights, at full length."""
         groups, attention = self.groups[site.stream], site.attention
         query = per_head(self.env[self.named[attention.query]], groups.samples)
-        place = self.protected_positions(site)[:, :1]
-        keys = self.keys(site)
-        keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], 1)
+        key = per_head(self.env[self.named[attention.key]], groups.samples)
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
         scale = 1 / math.sqrt(query.shape[-1]) if attention.scale is None else attention.scale
-        scores = (rows(query, place).float() @ keys.float().transpose(-1, -2))[:, :, 0] * scale
-        sizes = groups.sizes()[:, None]
-        weights = torch.exp(scores - scores.amax(-1, keepdim=True)) * sizes
-        return weights / weights.sum(-1, keepdim=True)
+        scores = query @ key.transpose(-1, -2) * scale
+        for name, _ in attention.masks:
+            mask = self.env[self.named[name]]
+            visible = mask.dtype == torch.bool
+            scores = scores.masked_fill(~mask, -math.inf) if visible else scores + mask
+        return rows(grouped_softmax(scores, groups, groups), place)[:, :, 0]
 
     def padding(self, attention: AttentionFacts) -> Tensor | None:
         """Tokens that no query may look at, `[batch or 1, tokens]`."""
