@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch.fx import traceback
 
-from tokenpass.graph.axis import Axis, Label, Size, Unalignable
+from tokenpass.graph.axis import Axis, Factor, Label, Size, Unalignable
+from tokenpass.graph.call import is_one
 from tokenpass.graph.demand_lattice import Position
 from tokenpass.shapes import Bool, Float, Int
 
@@ -143,6 +144,7 @@ class Reduction:
         shape[dim] = rows.shape[1]
         for at, factors in enumerate(label):
             if at != dim and any(f.axis.root is self.batch for f in factors):
+                rows = over_factors(rows, factors, self.batch)
                 shape[at] = rows.shape[0]
         if rows.shape[0] not in (1, *shape):
             raise Unalignable("per-sample sizes meet a value without a batch dimension")
@@ -166,8 +168,25 @@ class Reduction:
         return [self.read.index(p) for p in positions]
 
 
+def over_factors(
+    rows: torch.Tensor, factors: tuple[Factor, ...], batch: Axis | None
+) -> torch.Tensor:
+    """`[batch, count]` rows repeated for what shares a dimension with the batch (heads)."""
+    if len(factors) == 1 or is_one(rows.shape[0]):
+        return rows
+    shape = [rows.shape[0] if f.axis.root is batch else 1 for f in factors]
+    sizes = [rows.shape[0] if f.axis.root is batch else f.size for f in factors]
+    spread = rows.reshape(*shape, rows.shape[1]).expand(*sizes, rows.shape[1])
+    return spread.reshape(-1, rows.shape[1])
+
+
 class DenseIndexRefused(Unalignable):
     """An operand needs an index, and the reduction is dense."""
+
+
+def sums_in(value: torch.Tensor) -> torch.dtype:
+    """The dtype that sizes, shares and sums over merged tokens have: at least float32."""
+    return torch.promote_types(value.dtype, torch.float32)
 
 
 def max_rows(*tensors: torch.Tensor) -> Size:
