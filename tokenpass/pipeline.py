@@ -369,6 +369,7 @@ def choices_of(found: Found, view: View) -> tuple[Choice, ...]:
             c.never_below,
             weights[c.pass_name].get(c.policy, 1.0),
             fixed,
+            c.spared,
         )
         for c, fixed in zip(found.candidates, found.fixed, strict=True)
     )
