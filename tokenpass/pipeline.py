@@ -64,6 +64,12 @@ class Planned:
     profile: DeviceProfile
     sizes: Mapping[sympy.Symbol, int]
 
+    @property
+    def exact(self) -> bool:
+        """Whether no edit can lose anything."""
+        exact = {item.name for item in all_passes() if isinstance(item, ExactPass)}
+        return all(edit.pass_name in exact for edit in self.plan.edits)
+
     def report(self, seconds: float) -> GraphReport:
         """The record of this graph."""
         rows, outside = layer_rows(self)
@@ -76,6 +82,7 @@ class Planned:
             unknown=self.dense.unknown,
             seconds=seconds,
             plan_yaml=plan_to_yaml(self.plan),
+            exact=self.exact,
         )
 
 

@@ -12,7 +12,8 @@ class Choice:
     `stream`: which stream (they have counts of their own); `tokens`: its full length; `depth`:
     share of its attention layers before the site; `lowest`: least share of the incoming tokens
     that may stay; `never_below`: tokens that stay at any level; `spared`: tokens that stay beside
-    the lowest share; `weight`: prior error of the policy; `fixed`: a share of the incoming tokens that the user asked for.
+    the lowest share; `weight`: prior error of the policy; `fixed`: a share of the incoming tokens
+    that the user asked for.
     """
 
     pass_name: str
