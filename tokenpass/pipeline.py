@@ -64,6 +64,12 @@ class Planned:
     profile: DeviceProfile
     sizes: Mapping[sympy.Symbol, int]
 
+    @property
+    def exact(self) -> bool:
+        """Whether no edit can lose anything."""
+        exact = {item.name for item in all_passes() if isinstance(item, ExactPass)}
+        return all(edit.pass_name in exact for edit in self.plan.edits)
+
     def report(self, seconds: float) -> GraphReport:
         """The record of this graph."""
         rows, outside = layer_rows(self)
@@ -76,6 +82,7 @@ class Planned:
             unknown=self.dense.unknown,
             seconds=seconds,
             plan_yaml=plan_to_yaml(self.plan),
+            exact=self.exact,
         )
 
 
@@ -368,6 +375,7 @@ def choices_of(found: Found, view: View) -> tuple[Choice, ...]:
             c.never_below,
             weights[c.pass_name].get(c.policy, 1.0),
             fixed,
+            c.spared,
         )
         for c, fixed in zip(found.candidates, found.fixed, strict=True)
     )

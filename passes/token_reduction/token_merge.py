@@ -9,6 +9,7 @@ Full-length outputs give every token its representative's final value.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -41,7 +42,9 @@ class TokenMerge(LossyPass):
 
     def candidates(self, view: View, context: PassContext) -> Found:
         matcher = find_matcher(context.policy or self.policies[0])
-        return token_candidates(view, context, self.name, self.role, matcher, self.lowest)
+        found = token_candidates(view, context, self.name, self.role, matcher, self.lowest)
+        spared = [replace(c, spared=len(c.stream.protected.positions)) for c in found.candidates]
+        return Found(tuple(spared), found.rejections)
 
     def action(self, candidate: Candidate, level: Level, owner: int, seed: int) -> Action:
         matcher = find_matcher(candidate.policy)
@@ -51,6 +54,9 @@ class TokenMerge(LossyPass):
             parent = replay.label(node)[at[0]][at[1]].cut if at else None
             count = level(replay.size(candidate.stream.axis.size))
             signals = SiteSignals(replay, candidate.site, candidate.stream, parent, count, seed)
+            # only sources that are not protected can leave, whatever length or plan file says
+            least = torch.sym_min(signals.tokens, signals.tokens // 2 + candidate.spared)
+            signals = replace(signals, count=torch.sym_max(count, least))
             with owned_by(owner):
                 return merge_tokens(signals, matcher, value, owner)
 

@@ -59,7 +59,7 @@ def choose(
     if goal is None:
         return cheapest_within(choices, cost, schedules, max_error or 0.0)
     if cost(untouched) <= goal:
-        return Chosen(untouched, cost(untouched), 0.0)
+        return Chosen(untouched, cost(untouched), plan_error(choices, untouched))
     fitting = [s for s in (fit(choices, cost, goal, s) for s in schedules) if s is not None]
     if not fitting:
         return at_knee(choices, cost, schedules, goal, max_error)

@@ -17,6 +17,8 @@ import sympy
 import torch
 from torch.fx import Interpreter, Node
 from torch.utils._pytree import tree_map
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from tokenpass.edits import Rejection
 from tokenpass.graph.axis import (
@@ -129,8 +131,8 @@ class Replay(Interpreter):
         expr = size.node.expr
         if expr.is_Integer:
             return int(expr)
-        names = sorted(expr.free_symbols, key=str)
-        return sympy.lambdify(names, expr, "math")(*(self.symbols[name] for name in names))
+        # torch's own interpreter knows torch's own functions (FloorDiv, Mod, ...)
+        return sympy_interp(PythonReferenceAnalysis, self.symbols, expr)
 
     def shape(self, label: Label) -> list[Size]:
         """The sizes that a value with this label has now."""
