@@ -26,7 +26,7 @@ from tokenpass.lower.eager import lower_eager
 from tokenpass.lower.inductor import inductor_patches, lower_inductor
 from tokenpass.lower.verify import Promise, verified
 from tokenpass.options import read_options
-from tokenpass.pipeline import Planned, make_plan
+from tokenpass.pipeline import Planned, make_plan, report_of
 from tokenpass.report import LOG, GraphReport, details, text
 from tokenpass.tracing import output_nodes
 
@@ -95,7 +95,7 @@ def plan_graph(module: GraphModule, example_inputs: Sequence[Any], config: Confi
         plan = Plan(mark, budget=config.budget or 1.0, rejections=(training,))
         return Made(GraphReport("dense", plan))
     planned = make_plan(view, captured, config)
-    return Made(planned.report(time.perf_counter() - start), planned)
+    return Made(report_of(planned, time.perf_counter() - start), planned)
 
 
 def promise(planned: Planned, config: Config) -> Promise:

@@ -93,7 +93,7 @@ class Reference(Interpreter):
         if site.stream not in self.groups:
             self.groups[site.stream] = untouched(*flat.shape[:2], self.padding(site.attention))
         tokens = {"tokens": flat.shape[1], "Mod": int.__mod__, **LEVEL_WORDS}
-        count = int(eval(edit.level, {"__builtins__": {}}, tokens))  # noqa: S307 (a checked level)
+        count = int(eval(edit.level, {"__builtins__": {}}, tokens))
         if edit.pass_name == "token_merge":
             flat = self.merge(edit, site, flat, count)
         elif edit.pass_name == "token_prune":
@@ -125,7 +125,9 @@ class Reference(Interpreter):
                 if real:
                     stands = max(int(old[sample, seats[sample, j]]) for j in real)
                     total = sum(float(sizes[sample, j]) for j in real)
-                    terms = [value[sample, seats[sample, j]] * float(sizes[sample, j]) for j in real]
+                    terms = [
+                        value[sample, seats[sample, j]] * float(sizes[sample, j]) for j in real
+                    ]
                     mean = torch.stack(terms).sum(0) / total
                 if stream.causal:
                     seat = stands
