@@ -48,7 +48,7 @@ def carry_out_pinned(
     at: dict[Any, list[Any]] = {}
     for owner, edit in enumerate(e for e in pinned.edits if e.pass_name in lossy):
         candidate = pinned_candidate(view, config, edit, lossy[edit.pass_name])
-        level = evaluator(sympy.sympify(edit.level, {"tokens": TOKENS}))
+        level = evaluator(sympy.parse_expr(edit.level, local_dict={"tokens": TOKENS}))
         action = lossy[edit.pass_name].action(candidate, level, owner, pinned.seed)
         at.setdefault(candidate.site.node, []).append(action)
     short = view.caches if config.shorter_cache else frozenset()
