@@ -2,8 +2,11 @@
 
 Both lengths are compiled dense through Inductor in one process; pairs are timed in random order
 and the median ratio counts. Prints a table and writes benchmarks/results/cost_model.json.
+With `--alone`, one thread is timed in processor time, against a profile measured likewise first:
+the same comparison for a machine too busy to time several threads.
 
     python benchmarks/cost_model.py [--profile FILE_OR_NAME] [--case PART_OF_NAME] [--pairs N]
+    python benchmarks/cost_model.py --alone
 """
 
 from __future__ import annotations
@@ -32,9 +35,10 @@ from transformers import (
 )
 
 from tokenpass.cost.device import DeviceProfile, device_fingerprint, find_profile
+from tokenpass.cost.measure import measure
 from tokenpass.cost.roofline import GraphCost, graph_cost
 
-RESULTS = Path(__file__).parent / "results" / "cost_model.json"
+RESULTS = Path(__file__).parent / "results"
 
 
 class Layers(nn.Module):
@@ -143,7 +147,9 @@ def _aten_graph(gm: fx.GraphModule, inputs: list[torch.Tensor]) -> fx.GraphModul
         return make_fx(fx.Interpreter(gm).run, pre_dispatch=True)(*fakes)
 
 
-def measure_case(case: Case, pairs: int) -> tuple[dict[int, GraphCost], dict[int, list[float]]]:
+def measure_case(
+    case: Case, pairs: int, clock: Callable[[], float]
+) -> tuple[dict[int, GraphCost], dict[int, list[float]]]:
     """Predicted costs and measured seconds by token count, rounds in random order."""
     torch.manual_seed(0)
     model = case.build().eval()
@@ -157,16 +163,18 @@ def measure_case(case: Case, pairs: int) -> tuple[dict[int, GraphCost], dict[int
     order = random.Random(0)
     for _ in range(pairs):
         for count in order.sample(case.counts, len(case.counts)):
-            start = time.perf_counter()
+            start = clock()
             compiled(examples[count])
-            seconds[count].append(time.perf_counter() - start)
+            seconds[count].append(clock() - start)
     torch._dynamo.reset()
     return costs, seconds
 
 
-def rows(case: Case, profile: DeviceProfile, pairs: int) -> list[dict[str, object]]:
+def rows(
+    case: Case, profile: DeviceProfile, pairs: int, clock: Callable[[], float]
+) -> list[dict[str, object]]:
     """One row per shorter count: predicted and measured ratio to the longest, and the error."""
-    costs, seconds = measure_case(case, pairs)
+    costs, seconds = measure_case(case, pairs, clock)
     full = case.counts[0]
     dense = costs[full].evaluate({}, profile)
     result = []
@@ -196,12 +204,16 @@ def main() -> None:
     parser.add_argument("--profile", help="device profile: a shipped name or a YAML file")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--alone", action="store_true", help="one thread, processor time")
     chosen = parser.parse_args()
-    profile = find_profile("cpu", chosen.profile)
+    clock = time.process_time if chosen.alone else time.perf_counter
+    if chosen.alone:
+        torch.set_num_threads(1)
+    profile = measure("cpu") if chosen.alone else find_profile("cpu", chosen.profile)
     table = []
     for case in (case for case in CASES if chosen.case in case.name):
         with torch.inference_mode():
-            for row in rows(case, profile, chosen.pairs):
+            for row in rows(case, profile, chosen.pairs, clock):
                 table.append(row)
                 print(
                     f"{row['case']:18} {row['tokens']!s:12} predicted {row['predicted']:.3f} "
@@ -214,9 +226,10 @@ def main() -> None:
     print(f"median {statistics.median(errors):.1%}, worst {max(errors):.1%}")
     if not chosen.case:
         machine = device_fingerprint(torch.device("cpu"))
-        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.mkdir(exist_ok=True)
+        name = "cost_model_one_thread.json" if chosen.alone else "cost_model.json"
         data = {"machine": machine, "profile": profile.name, "rows": table}
-        RESULTS.write_text(json.dumps(data, indent=2) + "\n")
+        (RESULTS / name).write_text(json.dumps(data, indent=2) + "\n")
 
 
 if __name__ == "__main__":

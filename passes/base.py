@@ -23,6 +23,7 @@ class Candidate:
 
     `depth`: share of the stream's attention layers that lie before the site. `lowest`: the least
     share of the incoming tokens that may stay. `never_below`: tokens that must stay at any level.
+    `spared`: tokens that stay beside the lowest share (a merge cannot move protected tokens).
     """
 
     pass_name: str
@@ -32,6 +33,7 @@ class Candidate:
     depth: float
     lowest: float
     never_below: int = 1
+    spared: int = 0
 
 
 @dataclass(frozen=True)

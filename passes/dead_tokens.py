@@ -71,12 +71,13 @@ def position_order(position: Position) -> tuple[int, int, str]:
 
 
 def read_apart(view: View, stream: Stream) -> list[Node]:
-    """Values with the stream's tokens of which only listed positions are needed."""
+    """Values of the stream (no side operands) of which only listed positions are needed."""
+    inside = view.downstream(stream.birth)
     return [
         node
         for node, demand in stream.demand.items()
         if demand.extent is Extent.AT
-        and node.op == "call_function"
+        and node in inside
         and find_rule(node.target) is not None
         and find_axis(view.labels[node], stream.axis) is not None
     ]

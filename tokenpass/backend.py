@@ -12,6 +12,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import GraphModule
@@ -23,9 +24,11 @@ from tokenpass.errors import FallbackWarning, UserError
 from tokenpass.graph.view import analyse, fingerprint
 from tokenpass.lower.eager import lower_eager
 from tokenpass.lower.inductor import inductor_patches, lower_inductor
+from tokenpass.lower.verify import Promise, verified
 from tokenpass.options import read_options
 from tokenpass.pipeline import Planned, make_plan
-from tokenpass.report import LOG, GraphReport, text
+from tokenpass.report import LOG, GraphReport, details, text
+from tokenpass.tracing import output_nodes
 
 log = logging.getLogger("tokenpass")
 
@@ -57,36 +60,56 @@ def compile_graph(
     module: GraphModule, example_inputs: Sequence[Any], config: Config
 ) -> Callable[..., Any]:
     """Capture, analyse, plan, rewrite, lower."""
+    made = plan_graph(module, example_inputs, config)
+    record(made.report)
+    if made.planned is None or made.planned.module is None:
+        return lower(module, example_inputs, config)
+    edited = lower(made.planned.module, example_inputs, config)
+    if config.verify == "never":
+        return edited
+    dense = made.planned.view.module
+    told = promise(made.planned, config)
+    return verified(edited, dense, told, how=config.verify, on_failure=config.on_failure)
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A graph's report, and its plan where analysis came so far."""
+
+    report: GraphReport
+    planned: Planned | None = None
+
+
+def plan_graph(module: GraphModule, example_inputs: Sequence[Any], config: Config) -> Made:
+    """All that happens before lowering; nothing is compiled."""
     start = time.perf_counter()
     try:
         captured = capture(module, example_inputs)
     except CaptureRefused as refused:
         plan = Plan("", budget=config.budget or 1.0, rejections=(refused.rejection,))
-        return lower_dense(module, example_inputs, config, GraphReport("dense", plan))
+        return Made(GraphReport("dense", plan))
     view = analyse(captured.module, list(captured.data_inputs))
     training = training_refusal(captured, config)
     if training is not None:
-        plan = Plan(
-            fingerprint(captured.module), budget=config.budget or 1.0, rejections=(training,)
-        )
-        return lower_dense(module, example_inputs, config, GraphReport("dense", plan))
+        mark = fingerprint(captured.module)
+        plan = Plan(mark, budget=config.budget or 1.0, rejections=(training,))
+        return Made(GraphReport("dense", plan))
     planned = make_plan(view, captured, config)
-    return lower_planned(module, example_inputs, config, planned, time.perf_counter() - start)
+    return Made(planned.report(time.perf_counter() - start), planned)
 
 
-def lower_planned(
-    module: GraphModule,
-    example_inputs: Sequence[Any],
-    config: Config,
-    planned: Planned,
-    seconds: float,
-) -> Callable[..., Any]:
-    """Lower the rewritten graph, or Dynamo's own where nothing was edited."""
-    report = planned.report(seconds)
-    if planned.module is None:
-        return lower_dense(module, example_inputs, config, report)
-    record(report)
-    return lower(planned.module, example_inputs, config)
+def promise(planned: Planned, config: Config) -> Promise:
+    """What the edited graph's outputs must be like."""
+    view, plan = planned.view, planned.plan
+    outputs = output_nodes(view.module)
+    short = view.caches if config.shorter_cache else frozenset()
+    return Promise(
+        plan.fingerprint,
+        planned.exact,
+        plan.error,
+        outputs.index(view.main) if view.main in outputs else None,
+        frozenset(at for at, node in enumerate(outputs) if node in short),
+    )
 
 
 def lower(module: GraphModule, example_inputs: Sequence[Any], config: Config) -> Callable[..., Any]:
@@ -96,19 +119,11 @@ def lower(module: GraphModule, example_inputs: Sequence[Any], config: Config) ->
     return lower_inductor(module, example_inputs, inductor_patches(config.inductor))
 
 
-def lower_dense(
-    module: GraphModule, example_inputs: Sequence[Any], config: Config, report: GraphReport
-) -> Callable[..., Any]:
-    """The graph as Dynamo gave it, listed as dense: bit-equal to the lowering without tokenpass."""
-    record(report)
-    return lower(module, example_inputs, config)
-
-
 def fall_back(
     module: GraphModule, example_inputs: Sequence[Any], config: Config, cause: Exception
 ) -> Callable[..., Any]:
     """Dense, with one warning that names what failed."""
-    summary = f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
+    summary = summarised(cause)
     warnings.warn(
         f"tokenpass compiled a graph dense because of {summary} "
         f"(options={{'on_failure': 'raise'}} raises instead)",
@@ -116,8 +131,13 @@ def fall_back(
         stacklevel=2,
     )
     log.debug("fallback", exc_info=cause)
-    plan = Plan("", budget=config.budget or 1.0)
-    return lower_dense(module, example_inputs, config, GraphReport("fallback", plan, cause=summary))
+    record(GraphReport("fallback", Plan("", budget=config.budget or 1.0), cause=summary))
+    return lower(module, example_inputs, config)
+
+
+def summarised(cause: Exception) -> str:
+    """An exception on one line."""
+    return f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
 
 
 def training_refusal(captured: Captured, config: Config) -> Rejection | None:
@@ -137,9 +157,10 @@ def training_refusal(captured: Captured, config: Config) -> Rejection | None:
 
 
 def record(report: GraphReport) -> None:
-    """Remember a report and tell the log."""
+    """Remember a report and tell the log, at debug level with every place and the plan."""
     LOG.add(report)
     log.info("%s", text(report))
+    log.debug("%s", details(report))
 
 
 def reset() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -16,6 +17,7 @@ from tokenpass.passes import PASSES, ExactPass, LossyPass
 GROUP = "tokenpass.passes"
 
 
+@cache
 def all_passes() -> tuple[ExactPass | LossyPass, ...]:
     """Our passes, then those that other packages name in the entry-point group."""
     return (*PASSES, *(point.load()() for point in entry_points(group=GROUP)))

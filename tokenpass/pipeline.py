@@ -26,7 +26,7 @@ from tokenpass.options import all_passes
 from tokenpass.passes.base import Candidate, ExactPass, LossyPass, PassContext
 from tokenpass.plan.choice import Choice
 from tokenpass.plan.plan_file import pinned_plan, plan_to_yaml
-from tokenpass.plan.planner import Chosen, choose
+from tokenpass.plan.planner import Chosen, choose, keep_all
 from tokenpass.plan.pricing import Prices, price
 from tokenpass.report import GraphReport, LayerRow
 from tokenpass.rewrite.replay import ReplayRefused
@@ -37,7 +37,7 @@ PAYS = 0.985
 
 CORRECTIONS = 3
 
-MOST_SITES = 6
+MOST_SITES = 5
 NO_CHANGE = 1e-9
 
 
@@ -64,6 +64,12 @@ class Planned:
     profile: DeviceProfile
     sizes: Mapping[sympy.Symbol, int]
 
+    @property
+    def exact(self) -> bool:
+        """Whether no edit can lose anything."""
+        exact = {item.name for item in all_passes() if isinstance(item, ExactPass)}
+        return all(edit.pass_name in exact for edit in self.plan.edits)
+
     def report(self, seconds: float) -> GraphReport:
         """The record of this graph."""
         rows, outside = layer_rows(self)
@@ -76,6 +82,7 @@ class Planned:
             unknown=self.dense.unknown,
             seconds=seconds,
             plan_yaml=plan_to_yaml(self.plan),
+            exact=self.exact,
         )
 
 
@@ -133,14 +140,11 @@ class Planner:
 
     def plan(self) -> Planned:
         """The plan that meets the budget with least error, made real."""
-        exact = self.exact_only()
-        lossy = self.found.candidates and (
-            self.config.max_error is not None or (self.config.budget or 1.0) < 1.0
-        )
-        if not lossy:
-            return exact
+        limited = self.config.max_error is not None or (self.config.budget or 1.0) < 1.0
+        if not (limited and self.found.candidates):
+            return self.exact_only()
         try:
-            return self.lossy(exact)
+            return self.lossy() or declined(self.exact_only())
         except ReplayRefused as refused:
             return self.without(refused).plan()
 
@@ -174,25 +178,33 @@ class Planner:
             return self.unedited
         return edited
 
-    def lossy(self, exact: Planned) -> Planned:
-        """Lossy edits on top; the graph that a plan gives decides whether it meets the budget."""
-        prices = self.prices(exact.module is not None)
-        budget, dense = self.config.budget, exact.plan.dense_cost
+    def lossy(self) -> Planned | None:
+        """Lossy edits on top of exact ones, or None where they are not predicted to pay.
+
+        The graph that a plan gives decides whether it meets the budget, so the planner aims a
+        little lower where the symbolic prices were too kind.
+        """
+        dense, budget = self.unedited.plan.dense_cost, self.config.budget
+        prices = self.prices(not self.found.exact.empty)
+        floor = prices(keep_all(prices.choices))
+        exact = not self.found.exact.empty and floor < dense
+        if not exact and not self.found.exact.empty:
+            prices = self.prices(False)
+            floor = prices(keep_all(prices.choices))
         aim = None if budget is None else budget * dense
         best: Planned | None = None
         for _ in range(CORRECTIONS):
             chosen = choose(prices.choices, prices, aim, self.config.max_error)
+            if chosen.cost >= floor * PAYS:
+                break
             made = self.make(chosen, exact)
             if best is None or made.plan.planned_cost < best.plan.planned_cost:
                 best = made
-            if aim is None or budget is None or chosen.notes:
+            over = 0.0 if aim is None or budget is None else made.plan.share / budget
+            if over <= 1.0 or chosen.notes:
                 break
-            over = made.plan.planned_cost / (budget * dense)
-            if over <= 1.0:
-                best = made
-                break
-            aim /= over * 1.005
-        return best if best is not None and worth_it(best, exact, prices) else declined(exact)
+            aim = aim / (over * 1.005) if aim is not None else None
+        return best if best is not None and best.plan.planned_cost < floor * PAYS else None
 
     def prices(self, exact: bool) -> Prices:
         """Costs of all plans over the candidates."""
@@ -219,7 +231,7 @@ class Planner:
         short = self.view.caches if self.config.shorter_cache else frozenset()
         return Actions(at, cuts, short)
 
-    def make(self, chosen: Chosen, exact: Planned) -> Planned:
+    def make(self, chosen: Chosen, keep_exact: bool) -> Planned:
         """The graph of chosen levels."""
         used = levels_used(self.found.candidates, chosen.levels)
         expressions = [
@@ -231,7 +243,6 @@ class Planner:
             for c, expression in zip(self.found.candidates, expressions, strict=True)
             if expression is not None
         )
-        keep_exact = exact.module is not None
         actions = self.actions(
             [None if e is None else evaluator(e) for e in expressions], keep_exact
         )
@@ -260,11 +271,6 @@ def carried_out(
     cost = edited.evaluate(unedited.sizes, unedited.profile, config.objective)
     plan = replace(unedited.plan, edits=edits, planned_cost=cost, notes=notes)
     return replace(unedited, plan=plan, module=module, edited=edited)
-
-
-def worth_it(best: Planned, exact: Planned, prices: Prices) -> bool:
-    """Whether lossy edits pay for what they lose (flops always do: nothing is measured)."""
-    return best.plan.planned_cost < exact.plan.planned_cost * PAYS
 
 
 def declined(exact: Planned) -> Planned:
@@ -369,6 +375,7 @@ def choices_of(found: Found, view: View) -> tuple[Choice, ...]:
             c.never_below,
             weights[c.pass_name].get(c.policy, 1.0),
             fixed,
+            c.spared,
         )
         for c, fixed in zip(found.candidates, found.fixed, strict=True)
     )

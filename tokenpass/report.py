@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tokenpass.edits import Edit, Plan, Rejection
@@ -28,7 +28,8 @@ class LayerRow:
 class GraphReport:
     """One graph. `outcome`: `edited`, `dense` (nothing to gain or nothing to edit), `fallback`.
 
-    `seconds` is tokenpass's own share of the compile time; `device` names the profile used.
+    `seconds` is tokenpass's own share of the compile time; `device` names the profile used;
+    `exact`: no edit can lose anything.
     """
 
     outcome: str
@@ -41,6 +42,7 @@ class GraphReport:
     seconds: float = 0.0
     plan_yaml: str = ""
     cause: str = ""
+    exact: bool = True
 
     @property
     def rejections(self) -> tuple[Rejection, ...]:
@@ -88,24 +90,38 @@ def unit(objective: str) -> tuple[float, str]:
 
 def text(report: GraphReport) -> str:
     """A report as plain text, for logs and `explain`."""
-    plan = report.plan
-    scale, name = unit(plan.objective)
-    lines = [
-        f"tokenpass: {report.outcome}, budget {plan.budget:g}, predicted cost {plan.share:.3f} of "
-        f"dense ({plan.planned_cost * scale:.3f} of {plan.dense_cost * scale:.3f} {name}), "
-        f"estimated error {plan.error:.3g}"
-    ]
+    lines = [f"tokenpass: {headline(report)}"]
     if report.device:
         lines.append(f"device profile: {report.device}")
-    if report.cause:
-        lines.append(f"cause: {report.cause}")
-    lines += table(report, scale, name)
-    lines += [f"edit: {edit_text(edit)}" for edit in plan.edits]
-    lines += [f"note: {note}" for note in plan.notes]
-    lines += [f"left alone: {line}" for line in grouped(plan.rejections)]
+    lines += table(report)
+    lines += [f"edit: {edit_text(edit)}" for edit in report.plan.edits]
+    lines += [f"note: {note}" for note in report.plan.notes]
+    lines += [f"left alone: {line}" for line in grouped(report.rejections)]
     if report.unknown:
         lines.append(f"costed by bytes alone: {', '.join(report.unknown)}")
     return "\n".join(lines)
+
+
+def details(report: GraphReport) -> str:
+    """What `text` shortens: every place that was left alone, and the plan as a file."""
+    lines = [f"left alone: {rejection}" for rejection in report.rejections]
+    return "\n".join([f"tokenpass took {report.seconds:.2f} s", *lines, report.plan_yaml.rstrip()])
+
+
+def headline(report: GraphReport) -> str:
+    """What happened to the graph, in one sentence."""
+    plan = report.plan
+    if report.outcome == "fallback":
+        return f"dense, because tokenpass failed: {report.cause}"
+    if not plan.dense_cost:
+        return "dense, nothing was planned"
+    budget = f"budget {plan.budget:g}"
+    scale, name = unit(plan.objective)
+    costs = f"{plan.planned_cost * scale:.3f} of {plan.dense_cost * scale:.3f} {name}"
+    if report.outcome == "dense":
+        return f"dense, {budget}, predicted {plan.dense_cost * scale:.3f} {name}"
+    error = "exact" if report.exact else f"estimated error {plan.error:.3g}"
+    return f"edited, {budget}, predicted cost {plan.share:.3f} of dense ({costs}), {error}"
 
 
 def edit_text(edit: Edit) -> str:
@@ -114,41 +130,64 @@ def edit_text(edit: Edit) -> str:
     return f"{edit.pass_name}{policy} at {edit.site} keeps {edit.level}"
 
 
-def table(report: GraphReport, scale: float, name: str) -> list[str]:
-    """Layers as aligned rows."""
+HEAD = ("layer", "module", "tokens in", "tokens out", "dense", "planned", "share")
+TO_THE_RIGHT = frozenset({0, 4, 5, 6})
+
+
+def layer_cells(report: GraphReport) -> list[tuple[str, ...]]:
+    """The rows of the layer table: each layer, what lies outside all, and the sum."""
     if not report.layers:
         return []
-    head = ("layer", "module", "tokens in", "tokens out", f"dense {name}", f"planned {name}")
-    rows = [
+    scale, _ = unit(report.plan.objective)
+
+    def costs(dense: float, planned: float) -> tuple[str, str, str]:
+        share = f"{planned / dense:.2f}" if dense else "-"
+        return f"{dense * scale:.3f}", f"{planned * scale:.3f}", share
+
+    rows: list[tuple[str, ...]] = [
         (
             str(row.layer),
             row.name,
             row.tokens_in,
             row.tokens_out,
-            f"{row.dense_cost * scale:.3f}",
-            f"{row.planned_cost * scale:.3f}",
+            *costs(row.dense_cost, row.planned_cost),
         )
         for row in report.layers
     ]
-    outside = (report.outside_dense * scale, report.outside_planned * scale)
-    rows.append(("-", "(outside)", "", "", f"{outside[0]:.3f}", f"{outside[1]:.3f}"))
-    return aligned([head, *rows])
+    outside = costs(report.outside_dense, report.outside_planned)
+    total = costs(report.plan.dense_cost, report.plan.planned_cost)
+    return [*rows, ("", "(outside)", "", "", *outside), ("", "(all)", "", "", *total)]
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows padded to the widest entry of each column."""
+def table(report: GraphReport) -> list[str]:
+    """Layers as aligned rows."""
+    rows = layer_cells(report)
+    if not rows:
+        return []
+    _, name = unit(report.plan.objective)
+    head = [f"{cell} {name}" if cell in ("dense", "planned") else cell for cell in HEAD]
+    return aligned([head, *rows], TO_THE_RIGHT)
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Rows padded to the widest entry of each column, those in `right` on their left."""
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+
+    def padded(at: int, cell: str) -> str:
+        return cell.rjust(widths[at]) if at in right else cell.ljust(widths[at])
+
+    return ["  ".join(padded(at, cell) for at, cell in enumerate(row)).rstrip() for row in rows]
 
 
 def grouped(rejections: Iterable[Rejection]) -> list[str]:
-    """Rejections with one reason shown once, with the number of places."""
+    """Rejections with one reason shown once, at the first place, with the number of the others."""
     count: dict[tuple[str, str], list[Rejection]] = {}
     for rejection in rejections:
         count.setdefault((rejection.code, rejection.because), []).append(rejection)
     lines = []
     for found in count.values():
-        more = f" and {len(found) - 1} more places" if len(found) > 1 else ""
+        others = len(found) - 1
+        more = f" (and {others} more place{'s' if others > 1 else ''})" if others else ""
         lines.append(f"{found[0]}{more}")
     return lines
 

@@ -40,13 +40,23 @@ def latest_member(
     real: Bool[torch.Tensor, "batch tokens"] | None,
     segment: Int[torch.Tensor, "batch tokens"],
     kept: Int[torch.Tensor, "batch count"],
+    position: Int[torch.Tensor, "rows tokens"] | None = None,
 ) -> Int[torch.Tensor, "batch count"]:
-    """The last real token of each segment: the one that a merged token stands for."""
+    """The place of the last real token of each segment: the one that a merged token stands for.
+
+    `position`: where the tokens stand, if it does not rise with their places.
+    """
     place = torch.arange(segment.shape[1], device=segment.device).expand(segment.shape)
+    order = None
+    if position is not None:
+        order = torch.argsort(position.expand(segment.shape), dim=1)
+        place = torch.argsort(order, dim=1)
+    stays = kept if order is None else torch.gather(place, 1, kept)
     if real is not None:
         place = torch.where(real, place, -1)
-    latest = kept.scatter_reduce(1, segment, place, "amax", include_self=real is None)
-    return torch.where(latest < 0, kept, latest)  # padding alone: the token that stays
+    latest = stays.scatter_reduce(1, segment, place, "amax", include_self=real is None)
+    latest = torch.where(latest < 0, stays, latest)  # padding alone: the token that stays
+    return latest if order is None else torch.gather(order, 1, latest)
 
 
 def by_position(

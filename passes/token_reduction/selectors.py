@@ -21,7 +21,7 @@ def keep_best(
     if protected is not None:
         score = torch.where(protected, float("inf"), score)
     order = torch.sort(score, dim=1, descending=True, stable=True).indices
-    return torch.sort(order[:, :count], dim=1).values
+    return torch.sort(order.narrow(1, 0, count), dim=1).values
 
 
 def merge_best(
@@ -36,12 +36,14 @@ def merge_best(
     stays in each place, in order; moved [batch, tokens - count]: the tokens that join one.
     """
     order = torch.sort(score, dim=1, descending=True, stable=True).indices
-    chosen = order[:, : tokens - count]
+    chosen = order.narrow(1, 0, tokens - count)
     moved, goal = chosen * 2, torch.gather(partner, 1, chosen) * 2 + 1
     batch, place = score.shape[0], torch.arange(tokens, device=score.device)
     stays = torch.ones(batch, tokens, dtype=torch.int64, device=score.device)
     stays = stays.scatter(1, moved, 0)
     slot = torch.cumsum(stays, 1) - 1
     segment = slot.scatter(1, moved, torch.gather(slot, 1, goal))
-    kept = torch.sort(torch.where(stays == 1, place[None], tokens), dim=1).values[:, :count]
+    kept = torch.sort(torch.where(stays == 1, place[None], tokens), dim=1).values.narrow(
+        1, 0, count
+    )
     return segment, kept, moved

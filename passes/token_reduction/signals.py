@@ -6,17 +6,19 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from tokenpass.graph.axis import Axis, Label, Unalignable, find_axis
+from tokenpass.graph.call import is_one
 from tokenpass.graph.demand_lattice import Position
 from tokenpass.graph.regions import AttentionRegion
 from tokenpass.graph.sites import Site, Stream
 from tokenpass.rewrite.gather import open_factors
-from tokenpass.rewrite.reduction import Reduction
+from tokenpass.rewrite.reduction import Reduction, max_rows
 from tokenpass.rewrite.replay import Replay, place_among
 
 DATA_SIGNALS = frozenset({"keys", "attention_row", "hidden"})
@@ -89,18 +91,40 @@ class SiteSignals:
         scores = (query.float() @ keys.float().transpose(-1, -2))[:, :, 0] * scale
         if self.parent is not None and self.parent.sizes is not None:
             scores = scores + self.parent.log_sizes(torch.float32)[:, None]
-        padding = self.padding
-        if padding is not None:
-            scores = scores.masked_fill(padding[:, None], float("-inf"))
+        for mask, hides in region.masks:
+            row = self.mask_row(mask)
+            if row.dtype == torch.bool:
+                scores = scores.masked_fill(row if hides else ~row, float("-inf"))
+            else:
+                scores = scores + row.float()
         return torch.softmax(scores, -1)
+
+    def mask_row(self, mask: Node) -> torch.Tensor:
+        """What a mask says to the position that the outputs read, `[batch, heads, tokens]`."""
+        value = self.replay.value_of(mask)
+        value = value.reshape([1] * (4 - value.dim()) + list(value.shape))
+        row = self.full_positions(self.read_first())[:, :, None, None]
+        if is_one(value.shape[2]):
+            value = value[:, :, 0]
+        else:
+            value = value.expand(row.shape[0], -1, -1, -1) if is_one(value.shape[0]) else value
+            row = row.expand(value.shape[0], value.shape[1], 1, value.shape[3])
+            value = torch.gather(value, 2, row)[:, :, 0]
+        if self.parent is None or is_one(value.shape[2]):
+            return value
+        kept = self.parent.position[:, None]
+        rows = max_rows(kept, value)
+        kept = kept.expand(rows, value.shape[1], -1)
+        return torch.gather(value.expand(rows, -1, -1), 2, kept)
 
     @property
     def padding(self) -> torch.Tensor | None:
         """Tokens that are padding, `[batch, tokens]` boolean; None where nothing is masked."""
         if self.parent is not None:
             return self.parent.padding
-        mask = self.site.region.mask
-        return None if mask is None else key_padding(self, mask)
+        hidden = [key_padding(self, *mask) for mask in self.site.region.masks]
+        found = [rows for rows in hidden if rows is not None]
+        return reduce(torch.logical_or, found) if found else None
 
     def protected(self) -> torch.Tensor | None:
         """Tokens that the outputs read alone, `[batch or 1, tokens]` boolean."""
@@ -117,6 +141,13 @@ class SiteSignals:
 
     def places(self, positions: list[Position]) -> torch.Tensor:
         """Places of full-length positions among the tokens here."""
+        index = self.full_positions(positions)
+        for step in self.parent.steps_from(None) if self.parent is not None else []:
+            index = place_among(step, index)
+        return index
+
+    def full_positions(self, positions: list[Position]) -> torch.Tensor:
+        """Positions as indices, `[batch or 1, positions]`."""
         full, columns = self.replay.size(self.stream.axis.size), []
         for position in positions:
             if isinstance(position.at, Node):
@@ -125,15 +156,15 @@ class SiteSignals:
                 at = position.at if position.at >= 0 else full + position.at
                 columns.append(torch.full((1, 1), at, dtype=torch.long, device=self.device))
         rows = next((c.shape[0] for c in columns if c.shape[0] != 1), 1)
-        index = torch.cat([c.expand(rows, 1) for c in columns], 1)
-        for step in self.parent.steps_from(None) if self.parent is not None else []:
-            index = place_among(step, index)
-        return index
+        return torch.cat([c.expand(rows, 1) for c in columns], 1)
+
+    def read_first(self) -> list[Position]:
+        """The position whose attention row counts."""
+        return sorted(self.stream.protected.positions, key=str)[:1]
 
     def read_place(self) -> torch.Tensor:
-        """Place of the position whose attention row counts, `[batch or 1, 1]`."""
-        positions = sorted(self.stream.protected.positions, key=str)
-        return self.places(positions[:1])
+        """Its place among the tokens here, `[batch or 1, 1]`."""
+        return self.places(self.read_first())
 
     def row_at(self, value: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
         """One token's row of `[batch, heads, tokens, width]`, the token dimension kept."""
@@ -167,14 +198,14 @@ class SiteSignals:
         return self.replay.shape(label[-1:])[0]
 
 
-def key_padding(signals: SiteSignals, mask: Node) -> torch.Tensor | None:
-    """Keys that a mask hides from every query, `[batch or 1, tokens]`."""
+def key_padding(signals: SiteSignals, mask: Node, hides: bool) -> torch.Tensor | None:
+    """Keys that a mask hides from every query, `[batch or 1, tokens]`; None if it has no keys."""
     value = signals.replay.value_of(mask)
-    fake = value
-    if fake.dim() < 2:
+    place = find_axis(signals.replay.view.labels[mask], signals.site.region.key_axis)
+    if value.dim() < 2 or place is None:
         return None
     if value.dtype == torch.bool:
-        seen = value.any(-2)
+        seen = (~value if hides else value).any(-2)
     else:
         seen = (value > torch.finfo(value.dtype).min / 2).any(-2)
     while seen.dim() > 2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from tokenpass.edits import Rejection
@@ -14,7 +15,7 @@ from tokenpass.graph.sites import Site, Stream
 from tokenpass.graph.view import View
 from tokenpass.passes.base import Candidate, Found, PassContext
 from tokenpass.passes.token_reduction.signals import looks_at_data
-from tokenpass.tracing import source_line
+from tokenpass.tracing import fake_value, source_line
 
 
 def token_candidates(
@@ -37,7 +38,7 @@ def token_candidates(
             if reason is not None:
                 rejections.append(reason)
                 continue
-            depth = (layers.index(site.layer) + 1) / len(layers)
+            depth = layers.index(site.layer) / len(layers)
             keep = max(1, len(stream.protected.positions))
             found.append(Candidate(name, policy.__name__, site, stream, depth, lowest, keep))
     return Found(tuple(found), tuple(rejections))
@@ -86,9 +87,23 @@ def caches_later(
     if not context.shorter_cache:
         because = "keys and values behind it are handed out as a cache"
         return "cache_keeps_length", because, "set shorter_cache: true to let caches be shorter"
-    if site.region.mask is not None and site.region.layer == 0:
-        return None
+    for mask, _ in site.region.masks:
+        if reads_data(mask):
+            because = "the attention has a padding mask, whose length the next step would not meet"
+            return "padded_cache", because, "leave the mask out where nothing is padded"
     return None
+
+
+def reads_data(mask: Node) -> bool:
+    """Whether a mask is computed from a tensor input, and not from positions alone."""
+    seen, queue = {mask}, [mask]
+    while queue:
+        node = queue.pop()
+        if node.op == "placeholder" and isinstance(fake_value(node), torch.Tensor):
+            return True
+        queue += [source for source in node.all_input_nodes if source not in seen]
+        seen.update(node.all_input_nodes)
+    return False
 
 
 def hidden_future(

@@ -96,5 +96,5 @@ def prune_tokens(signals: SiteSignals, scorer: Any, value: Any, owner: int) -> R
         ordered=parent is None or parent.ordered,
         owner=owner,
         device=signals.device,
-        memo={"site_target": signals.site.node.target},
+        memo={"site": signals.site},
     )

@@ -40,12 +40,12 @@ def trace_graph(
         return make_fx(function, pre_dispatch=True)(*fakes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def trace() -> Trace:
     return trace_graph
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy() -> DeviceProfile:
     """Round numbers: 100 GFLOP/s at any shape, 10 GB/s, 1 G elements/s, 1 us and 2 us to start."""
     shaped = {"float32": RateTable(axes={"m": (1,), "n": (1,), "k": (1,)}, values=(100,))}

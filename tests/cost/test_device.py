@@ -73,7 +73,7 @@ def test_bad_profiles_name_the_key(toy, tmp_path, change, message):
 def test_files_that_are_no_mapping(tmp_path, text):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="bad.yaml"):
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
         load_profile(path)
 
 

@@ -7,7 +7,7 @@ import time
 import pytest
 import sympy
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -32,7 +32,9 @@ def example(tokens: int, kept: int) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return torch.randn(2, tokens, WIDTH), index, torch.randn(WIDTH, WIDTH)
 
 
+@pytest.fixture(scope="module")
 def symbolic_layer(trace) -> tuple[GraphCost, sympy.Symbol, sympy.Symbol]:
+    """The cost of `layer`, and the symbols of its tokens before and after the selection."""
     gm = trace(layer, *example(12, 9), symbolic={0: (1,), 1: (1,)})
     tokens, kept = (node.meta["val"].shape[1].node.expr for node in list(gm.graph.nodes)[:2])
     return graph_cost(gm), tokens, kept
@@ -66,12 +68,10 @@ def test_memory_and_launch_bounds(trace, toy):
     assert tiny.bound == "launch"
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=8, deadline=None)
 @given(tokens=st.integers(2, 40), kept=st.integers(2, 40))
-def test_symbols_equal_a_new_trace(trace, toy, tokens, kept):
-    cost, tokens_symbol, kept_symbol = symbolic_layer(trace)
+def test_symbols_equal_a_new_trace(trace, symbolic_layer, toy, tokens, kept):
+    cost, tokens_symbol, kept_symbol = symbolic_layer
     concrete = graph_cost(trace(layer, *example(tokens, kept)))
     levels = {tokens_symbol: tokens, kept_symbol: kept}
     assert cost.symbols and not concrete.symbols
@@ -80,27 +80,25 @@ def test_symbols_equal_a_new_trace(trace, toy, tokens, kept):
         assert cost.evaluate(levels, toy, objective) == pytest.approx(expected, rel=1e-12)
 
 
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None)
 @given(low=st.integers(2, 600), more=st.integers(0, 600), kept=st.integers(2, 600))
-def test_more_tokens_never_cost_less(trace, toy, low, more, kept):
-    cost, tokens_symbol, kept_symbol = symbolic_layer(trace)
+def test_more_tokens_never_cost_less(symbolic_layer, toy, low, more, kept):
+    cost, tokens_symbol, kept_symbol = symbolic_layer
     few = cost.evaluate({tokens_symbol: low, kept_symbol: kept}, toy)
     assert few <= cost.evaluate({tokens_symbol: low + more, kept_symbol: kept}, toy)
     few = cost.evaluate({tokens_symbol: kept, kept_symbol: low}, toy)
     assert few <= cost.evaluate({tokens_symbol: kept, kept_symbol: low + more}, toy)
 
 
-def test_many_equals_one_by_one(trace, toy):
-    cost, tokens, kept = symbolic_layer(trace)
+def test_many_equals_one_by_one(symbolic_layer, toy):
+    cost, tokens, kept = symbolic_layer
     plans = [{tokens: 40, kept: level} for level in range(4, 40, 3)]
     fresh = GraphCost(cost.groups, cost.symbols)
     assert cost.evaluate_many(plans, toy) == [fresh.evaluate(plan, toy) for plan in plans]
 
 
-def test_missing_level_is_named(trace, toy):
-    cost, tokens, kept = symbolic_layer(trace)
+def test_missing_level_is_named(symbolic_layer, toy):
+    cost, tokens, kept = symbolic_layer
     with pytest.raises(InternalError, match=str(kept)):
         cost.evaluate({tokens: 4}, toy)
     with pytest.raises(InternalError, match=str(tokens)):

@@ -110,6 +110,7 @@ def over(work: Work, weight: float, read: bool = False) -> CostRule:
 
 
 def creation(out: Any, *_: Any, **__: Any) -> OpCost:
+    """New values: one write each."""
     size = elements(tensors_in(out)[0])
     return OpCost(work="pointwise", dims=(size,))
 
@@ -129,11 +130,13 @@ def scatter(
 
 
 def sort(out: Any, x: torch.Tensor, *_: Any, **__: Any) -> OpCost:
+    """Sorting: its own rate for each entry."""
     size = elements(x)
     return OpCost(work="sort", flops=size, dims=(size,))
 
 
 def free(*_: Any, **__: Any) -> OpCost:
+    """Views: nothing."""
     return FREE
 
 

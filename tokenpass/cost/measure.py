@@ -1,41 +1,52 @@
 """Measure a device profile in under a minute, on a machine that may be busy with other things.
 
-Every case is timed once per round, rounds repeat until the time is up, and the fastest time of
-each counts: another process only ever makes a call slower. What is left of such disturbance is
-removed by the law that more work never takes less time.
+Every case is timed in rounds, and the fastest time of each counts: another process only ever
+makes a call slower. What is left of such disturbance is removed by the law that more work never
+takes less time.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from tokenpass.cost import measure_cases as cases
 from tokenpass.cost.device import DeviceProfile, device_fingerprint
-from tokenpass.cost.measure_cases import Case
+from tokenpass.cost.measure_cases import (
+    COARSE,
+    FINE,
+    MOVED_BYTES,
+    Axes,
+    Case,
+    element_cases,
+    shape_cases,
+    stream_cases,
+)
 from tokenpass.cost.rates import RateTable
+from tokenpass.cost.sizes import dtype_name
+from tokenpass.cost.stopwatch import Progress, fastest, one_thread, thread_gains
 from tokenpass.errors import UserError
 from tokenpass.ops.cost_record import Work
 
-Progress = Callable[[float, str], None]
-
-# One sample lasts at least this long; short calls are repeated inside it.
-SAMPLE_SECONDS = 2e-4
+# Work and seconds of the calls of one table, by grid point.
+Measured = dict[tuple[int, ...], tuple[float, float]]
 
 ELEMENT_WORK: tuple[Work, ...] = ("pointwise", "special", "reduction", "gather", "scatter", "sort")
 
-SHAPE_AXES = {
-    "gemm": {"m": cases.GEMM_M, "n": cases.GEMM_NK, "k": cases.GEMM_NK},
-    "bmm": {"m": cases.BMM_MN, "n": cases.BMM_MN, "k": cases.BMM_K},
-    "conv": {"m": (196, 784), "n": (768,), "k": (768,)},
-    "attention": {"queries": cases.QUERIES, "keys": cases.KEYS, "head_dim": cases.HEAD_DIMS},
-    "masked_attention": {
-        "queries": cases.QUERIES,
-        "keys": cases.KEYS,
-        "head_dim": cases.HEAD_DIMS,
-    },
+
+@dataclass(frozen=True)
+class _Scope:
+    """What is measured on a kind of device: dtypes with their grids, and the largest call."""
+
+    axes: Mapping[torch.dtype, Axes]
+    largest_flops: float
+
+
+SCOPES: Mapping[str, _Scope] = {
+    "cpu": _Scope({torch.float32: FINE, torch.bfloat16: COARSE}, 3.5e9),
+    "cuda": _Scope({torch.bfloat16: FINE, torch.float32: COARSE}, 1e12),
 }
 
 
@@ -49,73 +60,98 @@ def measure(
     Raises UserError for a device that is not a CPU or a CUDA GPU, or for too little time.
     """
     device = torch.device(device)
-    if device.type not in ("cpu", "cuda"):
+    scope = SCOPES.get(device.type)
+    if scope is None:
         raise UserError(f"device: expected cpu or cuda, got {device.type!r}")
     if not seconds >= 1:
         raise UserError(f"seconds: expected at least 1, got {seconds!r}")
-    todo = [
-        *cases.shape_cases(device, torch.float32),
-        *cases.stream_cases(device),
-        *cases.element_cases(device),
-    ]
+    todo = [*stream_cases(device), *element_cases(device)]
+    for dtype, axes in scope.axes.items():
+        todo += shape_cases(device, dtype, axes, scope.largest_flops)
+    report = progress or (lambda share, what: None)
     with torch.inference_mode():
-        fastest = _fastest(todo, device, seconds, progress or (lambda share, what: None))
-    return _profile(device, todo, fastest)
+        timed = _on_cuda if device.type == "cuda" else _on_cpu
+        times = timed(todo, seconds, report)
+    report(1.0, "measured")
+    return _profile(device, scope, todo, times)
 
 
-def _fastest(
-    todo: Sequence[Case], device: torch.device, seconds: float, progress: Progress
-) -> list[float]:
-    """Seconds per call of every case: the least over interleaved rounds."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    start = time.perf_counter()
-    fastest = [float("inf")] * len(todo)
-    repeats = [1] * len(todo)
-    rounds = 0
-    while rounds < 2 or time.perf_counter() - start < seconds:
-        for place, case in enumerate(todo):
-            spent = time.perf_counter() - start
-            if rounds >= 2 and spent > seconds:
-                break
-            elapsed = _sample(case, repeats[place], wait)
-            fastest[place] = min(fastest[place], elapsed)
-            repeats[place] = max(1, round(SAMPLE_SECONDS / fastest[place]))
-            if place % 32 == 0:
-                progress(min(spent / seconds, 1.0), f"round {rounds + 1}: {case.table}")
-        rounds += 1
-    progress(1.0, f"{rounds} rounds")
-    return fastest
+def _on_cuda(todo: Sequence[Case], seconds: float, progress: Progress) -> list[float]:
+    return fastest(todo, seconds, progress, wait=torch.cuda.synchronize)
 
 
-def _sample(case: Case, repeats: int, wait: Callable[[], None]) -> float:
-    wait()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        case.call()
-    wait()
-    return (time.perf_counter() - start) / repeats
+def _on_cpu(todo: Sequence[Case], seconds: float, progress: Progress) -> list[float]:
+    """Seconds per call with all threads: one thread's processor time over the threads' gain.
+
+    A gain belongs to the first coordinate (rows, queries, bytes), on which it depends most, and
+    never falls where rows or queries grow.
+    """
+    with one_thread():
+        alone = fastest(
+            todo, 0.6 * seconds, lambda share, what: progress(0.6 * share, what), time.process_time
+        )
+    probes = [place for place, case in enumerate(todo) if case.probe]
+    gains = thread_gains(
+        [todo[place] for place in probes],
+        [alone[place] for place in probes],
+        0.4 * seconds,
+        lambda share, what: progress(0.6 + 0.4 * share, what),
+    )
+    known: dict[tuple[str, str, int], float] = {}
+    for place, gain in zip(probes, gains, strict=True):
+        table, dtype, first = _gain_key(todo[place])
+        before = known.get((table, dtype, first), 1.0)
+        known[table, dtype, first] = max(before, gain)
+    return [
+        seconds_alone / _gain(known, case) for case, seconds_alone in zip(todo, alone, strict=True)
+    ]
 
 
-def _profile(device: torch.device, todo: Sequence[Case], fastest: Sequence[float]) -> DeviceProfile:
-    by_table: dict[str, dict[tuple[int, ...], tuple[float, float]]] = {}
-    for case, seconds in zip(todo, fastest, strict=True):
-        by_table.setdefault(case.table, {})[case.point] = (case.work, seconds)
-    tables = {name: {"float32": _table(axes, by_table[name])} for name, axes in SHAPE_AXES.items()}
-    rates: dict[Work, float] = {name: _rate(by_table[name][()]) for name in ELEMENT_WORK}
+def _gain_key(case: Case) -> tuple[str, str, int]:
+    return case.table, case.dtype, case.point[0] if case.point else 0
+
+
+def _gain(known: Mapping[tuple[str, str, int], float], case: Case) -> float:
+    table, dtype, first = _gain_key(case)
+    if table not in FINE:
+        return known[table, dtype, first]
+    return max(
+        gain
+        for (other, kind, place), gain in known.items()
+        if (other, kind) == (table, dtype) and place <= first
+    )
+
+
+def _profile(
+    device: torch.device, scope: _Scope, todo: Sequence[Case], times: Sequence[float]
+) -> DeviceProfile:
+    measured: dict[tuple[str, str], Measured] = {}
+    for case, seconds in zip(todo, times, strict=True):
+        measured.setdefault((case.table, case.dtype), {})[case.point] = (case.work, seconds)
+
+    def shaped(name: str) -> dict[str, RateTable]:
+        return {
+            dtype_name(dtype): _table(axes[name], measured[name, dtype_name(dtype)])
+            for dtype, axes in scope.axes.items()
+        }
+
+    def one(name: str) -> tuple[float, float]:
+        return measured[name, "float32"][()]
+
     return DeviceProfile(
         name=f"measured {device.type}",
         kind="cuda" if device.type == "cuda" else "cpu",
         threads=torch.get_num_threads() if device.type == "cpu" else 1,
         fingerprint=device_fingerprint(device),
-        gemm_gflop_per_s=tables["gemm"],
-        bmm_gflop_per_s=tables["bmm"],
-        conv_gflop_per_s=tables["conv"],
-        attention_gflop_per_s=tables["attention"],
-        masked_attention_gflop_per_s=tables["masked_attention"],
-        bandwidth_gb_per_s=_table({"bytes": cases.MOVED_BYTES}, by_table["bandwidth"]),
-        element_g_per_s=rates,
-        launch_us=by_table["launch"][()][1] * 1e6,
-        call_us=by_table["call"][()][1] * 1e6,
+        gemm_gflop_per_s=shaped("gemm"),
+        bmm_gflop_per_s=shaped("bmm"),
+        conv_gflop_per_s=shaped("conv"),
+        attention_gflop_per_s=shaped("attention"),
+        masked_attention_gflop_per_s=shaped("masked_attention"),
+        bandwidth_gb_per_s=_table({"bytes": MOVED_BYTES}, measured["bandwidth", "float32"]),
+        element_g_per_s={name: _rate(one(name)) for name in ELEMENT_WORK},
+        launch_us=round(one("launch")[1] * 1e6, 3),
+        call_us=round(one("call")[1] * 1e6, 3),
     )
 
 
@@ -125,9 +161,7 @@ def _rate(measured: tuple[float, float]) -> float:
     return float(f"{work / seconds / 1e9:.4g}")
 
 
-def _table(
-    axes: dict[str, Sequence[int]], measured: dict[tuple[int, ...], tuple[float, float]]
-) -> RateTable:
+def _table(axes: Mapping[str, Sequence[int]], measured: Measured) -> RateTable:
     """The grid of rates; a point too large to time has the rate of a smaller one (saturated)."""
     points = _grid(list(axes.values()))
     per_work = {point: measured[point] for point in points if point in measured}
@@ -155,7 +189,7 @@ def _nearest_known(
 def _least(
     point: tuple[int, ...],
     work: float,
-    measured: dict[tuple[int, ...], tuple[float, float]],
+    measured: Measured,
 ) -> float:
     """The least time of this point and of every point that is at least as large in all axes."""
     return min(

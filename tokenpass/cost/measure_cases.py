@@ -8,24 +8,47 @@ them; generated pointwise kernels use the same vector library as eager's own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-# Grid points. Rates vary slowly between them, and a point must take milliseconds, because on a
-# busy machine only short calls ever run undisturbed.
-GEMM_M = (1, 8, 32, 64, 128, 256, 512, 1024, 2048)
-GEMM_NK = (64, 256, 768, 1536, 4096)
-BMM_MN = (32, 128, 512)
-BMM_K = (32, 64, 128, 512)
-QUERIES = (1, 32, 128, 256, 512, 1024, 2048)
-KEYS = (32, 128, 256, 512, 1024, 2048)
-HEAD_DIMS = (64, 128)
-MOVED_BYTES = tuple(48 * 2**10 * 4**step for step in range(7))
+from tokenpass.cost.sizes import dtype_name
 
-LARGEST_FLOPS = 3.5e9
+Axes = Mapping[str, Mapping[str, tuple[int, ...]]]
+
+# Grid points per table. Rates vary slowly between them, and a point must take milliseconds,
+# because on a busy machine only short calls ever run undisturbed.
+FINE: Axes = {
+    "gemm": {
+        "m": (1, 8, 32, 64, 128, 256, 512, 1024, 2048),
+        "n": (64, 256, 768, 1536, 4096),
+        "k": (64, 256, 768, 1536, 4096),
+    },
+    "bmm": {"m": (32, 128, 512), "n": (32, 128, 512), "k": (32, 64, 128, 512)},
+    "conv": {"m": (196, 784), "n": (768,), "k": (768,)},
+    "attention": {
+        "queries": (1, 32, 128, 256, 512, 1024, 2048),
+        "keys": (32, 128, 256, 512, 1024, 2048),
+        "head_dim": (64, 128),
+    },
+    "masked_attention": {
+        "queries": (1, 32, 128, 256, 512, 1024, 2048),
+        "keys": (32, 128, 256, 512, 1024, 2048),
+        "head_dim": (64, 128),
+    },
+}
+
+COARSE: Axes = {
+    "gemm": {"m": (1, 32, 128, 512), "n": (256, 1024), "k": (256, 1024)},
+    "bmm": {"m": (32, 128), "n": (32, 128), "k": (64,)},
+    "conv": {"m": (196,), "n": (768,), "k": (768,)},
+    "attention": {"queries": (1, 128, 512), "keys": (128, 512), "head_dim": (64,)},
+    "masked_attention": {"queries": (1, 128, 512), "keys": (128, 512), "head_dim": (64,)},
+}
+
+MOVED_BYTES = tuple(48 * 2**10 * 4**step for step in range(7))
 
 # Weights rotate through a pool larger than the last cache, as the layers of a model do.
 POOL_ELEMENTS = 32 * 2**20
@@ -35,12 +58,19 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """One timed call: which table it fills, at which coordinates, and its work per call."""
+    """One timed call: which table it fills, at which coordinates, and its work per call.
+
+    `warm` calls run once untimed first: a generated kernel reads what the kernel before it wrote.
+    `probe` calls tell what threads gain.
+    """
 
     table: str
     point: tuple[int, ...]
     work: float
     call: Call
+    dtype: str = "float32"
+    warm: bool = False
+    probe: bool = False
 
 
 class _Pool:
@@ -63,56 +93,61 @@ class _Pool:
         return self._numbers[start : start + size].view(shape)
 
 
-def shape_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """Cases of the tables over shapes: gemm, bmm, conv, attention, masked_attention."""
+def shape_cases(
+    device: torch.device, dtype: torch.dtype, axes: Axes, largest_flops: float
+) -> Iterator[Case]:
+    """Cases of the tables over shapes, at the grid points that do no more than `largest_flops`."""
     pool = _Pool(device, dtype)
-    for m, n, k in itertools.product(GEMM_M, GEMM_NK, GEMM_NK):
-        if 2 * m * n * k <= LARGEST_FLOPS:
-            yield _gemm(pool, m, n, k)
-    for m, n, k in itertools.product(BMM_MN, BMM_MN, BMM_K):
-        yield _bmm(pool, m, n, k)
-    for m in (196, 784):
-        yield _conv(pool, m)
-    for q, k, d in itertools.product(QUERIES, KEYS, HEAD_DIMS):
-        yield _attention(pool, q, k, d, masked=False)
-        yield _attention(pool, q, k, d, masked=True)
+    builders = {
+        "gemm": _gemm,
+        "bmm": _bmm,
+        "conv": _conv,
+        "attention": _attention,
+        "masked_attention": _masked_attention,
+    }
+    for table, build in builders.items():
+        grid = list(axes[table].values())
+        # Short calls: only those are ever seen with all threads undisturbed on a busy machine.
+        small = tuple(axis[(len(axis) - 1) // 3] for axis in grid[1:])
+        for point in itertools.product(*grid):
+            work, call = build(pool, *point)
+            if work <= largest_flops:
+                probe = point[1:] == small
+                yield Case(table, point, work, call, dtype_name(dtype), probe=probe)
 
 
-def _gemm(pool: _Pool, m: int, n: int, k: int) -> Case:
+def _gemm(pool: _Pool, m: int, n: int, k: int) -> tuple[float, Call]:
     x, bias = pool.fixed(m, k), pool.fixed(n)
-    return Case("gemm", (m, n, k), 2.0 * m * n * k, lambda: F.linear(x, pool.fresh(n, k), bias))
+    return 2.0 * m * n * k, lambda: F.linear(x, pool.fresh(n, k), bias)
 
 
-def _bmm(pool: _Pool, m: int, n: int, k: int) -> Case:
+def _bmm(pool: _Pool, m: int, n: int, k: int) -> tuple[float, Call]:
     batch = max(4, min(64, int(2e8 / (2 * m * n * k))))
     a, b = pool.fixed(batch, m, k), pool.fixed(batch, k, n)
-    return Case("bmm", (m, n, k), 2.0 * batch * m * n * k, lambda: torch.bmm(a, b))
+    return 2.0 * batch * m * n * k, lambda: torch.bmm(a, b)
 
 
-def _conv(pool: _Pool, m: int) -> Case:
+def _conv(pool: _Pool, m: int, n: int, k: int) -> tuple[float, Call]:
+    """Patches of 16 x 16 pixels in 3 channels (k = 768), 196 of them in an image."""
     images = pool.fixed(m // 196, 3, 224, 224)
-    weight, bias = pool.fixed(768, 3, 16, 16), pool.fixed(768)
-    return Case(
-        "conv",
-        (m, 768, 768),
-        2.0 * m * 768 * 768,
-        lambda: F.conv2d(images, weight, bias, stride=16),
-    )
+    weight, bias = pool.fixed(n, 3, 16, 16), pool.fixed(n)
+    return 2.0 * m * n * k, lambda: F.conv2d(images, weight, bias, stride=16)
 
 
-def _attention(pool: _Pool, q: int, k: int, d: int, masked: bool) -> Case:
+def _attention(pool: _Pool, q: int, k: int, d: int, masked: bool = False) -> tuple[float, Call]:
     """Operands laid out as projections leave them: [batch, tokens, heads, dim], transposed."""
-    heads = max(4, min(64, int(4e8 / (4 * q * k * d))))
+    heads = max(4, min(64, int(1e8 / (4 * q * k * d))))
     query = pool.fixed(1, q, heads, d).transpose(1, 2)
-    key, value = (pool.fixed(1, k, heads, d).transpose(1, 2) for _ in range(2))
+    key = pool.fixed(1, k, heads, d).transpose(1, 2)
     mask = pool.fixed(1, 1, 1, k).expand(1, 1, q, k) if masked else None
-    name = "masked_attention" if masked else "attention"
-    return Case(
-        name,
-        (q, k, d),
+    return (
         4.0 * heads * q * k * d,
-        lambda: F.scaled_dot_product_attention(query, key, value, attn_mask=mask),
+        lambda: F.scaled_dot_product_attention(query, key, key, attn_mask=mask),
     )
+
+
+def _masked_attention(pool: _Pool, q: int, k: int, d: int) -> tuple[float, Call]:
+    return _attention(pool, q, k, d, masked=True)
 
 
 def stream_cases(device: torch.device) -> Iterator[Case]:
@@ -121,7 +156,9 @@ def stream_cases(device: torch.device) -> Iterator[Case]:
     for moved in MOVED_BYTES:
         size = moved // 12
         x, y = pool.fixed(2, size)
-        yield Case("bandwidth", (moved,), float(moved), lambda x=x, y=y: x + y)
+        yield Case(
+            "bandwidth", (moved,), float(moved), lambda x=x, y=y: x + y, warm=True, probe=True
+        )
 
 
 def element_cases(device: torch.device) -> Iterator[Case]:
@@ -130,7 +167,7 @@ def element_cases(device: torch.device) -> Iterator[Case]:
     small, rows = pool.fixed(2**16), pool.fixed(96, 768)
     gain, bias = pool.fixed(2, 768)
     index = torch.arange(95, -1, -1, device=device)
-    wide = index.repeat(768, 1).T.contiguous()
+    wide = index.unsqueeze(1).expand(-1, 768)
     scores = pool.fixed(8, 256)
     tiny, matrix = pool.fixed(8), pool.fixed(8, 8)
     count = float(rows.numel())
@@ -138,11 +175,15 @@ def element_cases(device: torch.device) -> Iterator[Case]:
     def norm() -> torch.Tensor:
         return F.layer_norm(rows, (768,), gain, bias)
 
-    yield Case("pointwise", (), 65536.0, lambda: small * small)
-    yield Case("special", (), 65536.0, lambda: F.gelu(small))
-    yield Case("reduction", (), count, norm)
-    yield Case("gather", (), count, lambda: rows[index])
-    yield Case("scatter", (), count, lambda: torch.scatter_add(rows, 0, wide, rows))
-    yield Case("sort", (), 2048.0, lambda: torch.sort(scores, dim=-1))
-    yield Case("launch", (), 1.0, lambda: tiny + tiny)
-    yield Case("call", (), 1.0, lambda: F.linear(tiny, matrix, tiny))
+    timed: tuple[tuple[str, float, Call], ...] = (
+        ("pointwise", 65536.0, lambda: small * small),
+        ("special", 65536.0, lambda: F.gelu(small)),
+        ("reduction", count, norm),
+        ("gather", count, lambda: rows.index_select(0, index)),
+        ("scatter", count, lambda: torch.scatter_add(rows, 0, wide, rows)),
+        ("sort", 2048.0, lambda: torch.sort(scores, dim=-1)),
+        ("launch", 1.0, lambda: tiny + tiny),
+        ("call", 1.0, lambda: F.linear(tiny, matrix, tiny)),
+    )
+    for table, work, call in timed:
+        yield Case(table, (), work, call, warm=True, probe=True)

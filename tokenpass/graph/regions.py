@@ -31,8 +31,12 @@ BETWEEN = frozenset(
         aten.view.default,
         aten.unsqueeze.default,
         aten.contiguous.default,
+        aten.tanh.default,
     }
 )
+
+Mask = tuple[Node, bool]
+"""A mask's node, and whether True in it means hidden (added masks have large negative entries)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +44,9 @@ class AttentionRegion:
     """One attention: its operands' nodes and what their token dimensions count.
 
     `key` is `[.., keys, width]`, transposed (`[.., width, keys]`) if `key_transposed`;
-    `probabilities` is the softmax's node where the attention is hand-written. `causal`: the mask
-    varies along the queries, so later tokens may be hidden from earlier ones.
+    `probabilities` is the softmax's node where the attention is hand-written. `masks`: what is
+    added to or put into the scores. `causal`: one of them varies along the queries, so later tokens
+    may be hidden from earlier ones.
     """
 
     layer: int
@@ -49,7 +54,7 @@ class AttentionRegion:
     query: Node
     key: Node
     value: Node
-    mask: Node | None
+    masks: tuple[Mask, ...]
     query_axis: Axis
     key_axis: Axis
     causal: bool
@@ -94,7 +99,10 @@ def fused_region(node: Node, labels: Labels, layer: int) -> AttentionRegion | No
     mask = mask if isinstance(mask, Node) else None
     causal = bool(call.get("is_causal", False)) or varies_along_queries(labels, mask)
     scale = call.get("scale")
-    return AttentionRegion(layer, node, query, key, value, mask, rows, columns, causal, scale=scale)
+    masks = () if mask is None else ((mask, False),)
+    return AttentionRegion(
+        layer, node, query, key, value, masks, rows, columns, causal, scale=scale
+    )
 
 
 def varies_along_queries(labels: Labels, mask: Node | None) -> bool:
@@ -116,18 +124,17 @@ def written_region(node: Node, labels: Labels, layer: int) -> AttentionRegion | 
     if rows is None or columns is None or before is None or after is None:
         return None
     query, key = before.args[:2]
-    masks = [n for n in chain_operands(before, node) if varies_along_queries(labels, n)]
-    mask = masks[0] if masks else None
+    masks = tuple(masks_between(before, node))
     return AttentionRegion(
         layer,
         after,
         query,
         key,
         after.args[1],
-        mask,
+        masks,
         rows,
         columns,
-        mask is not None,
+        any(varies_along_queries(labels, mask) for mask, _ in masks),
         key_transposed=True,
         probabilities=node,
     )
@@ -169,14 +176,19 @@ def product_after(node: Node) -> Node | None:
     return None
 
 
-def chain_operands(before: Node, after: Node) -> list[Node]:
-    """Tensors that join the scores between the product and the softmax."""
-    found: list[Node] = []
+def masks_between(before: Node, after: Node) -> list[Mask]:
+    """Tensors that are added to the scores, or say where they are filled, before the softmax."""
+    found: list[Mask] = []
     node = after
     while node is not before and node.args:
         tensors = [n for n in node.all_input_nodes if isinstance(fake_value(n), torch.Tensor)]
         onward = [n for n in tensors if n is before or reaches_product(n)]
-        found += [n for n in tensors if n not in onward]
+        if node.target is aten.add.Tensor:
+            found += [(n, False) for n in tensors if n not in onward]
+        elif node.target is aten.masked_fill.Scalar and isinstance(node.args[1], Node):
+            found.append((node.args[1], True))
+        elif node.target is aten.where.self and isinstance(node.args[0], Node):
+            found.append((node.args[0], node.args[1] not in onward))
         if not onward:
             break
         node = onward[0]

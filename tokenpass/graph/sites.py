@@ -10,10 +10,13 @@ import torch
 from torch.fx import GraphModule, Node
 
 from tokenpass.graph.axis import Axis, find_axis
-from tokenpass.graph.demand_lattice import NOTHING, Demand
+from tokenpass.graph.demand_lattice import NOTHING, Demand, Extent
 from tokenpass.graph.labels import Labels
 from tokenpass.graph.regions import AttentionRegion
 from tokenpass.tracing import is_float, module_path, output_nodes
+
+READ_ALONE = 8
+"""More positions than this are a part of the stream, which may lose tokens like the whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +24,8 @@ class Site:
     """A stream value through which everything from the data input to the main output flows.
 
     `role`: `after_attention` (the first such value behind an attention) or `block_output` (the
-    last one before the next attention). `layer` is that of the attention before it.
+    last one before the next attention; one and the same where a layer has a single such value).
+    `layer` is that of the attention before it.
     """
 
     name: str
@@ -53,8 +57,14 @@ class Stream:
 
     @property
     def protected(self) -> Demand:
-        """Demand on the stream where it is consumed, with the positions read alone."""
-        return self.demand.get(self.chain[-1], NOTHING)
+        """Demand on the stream where it is consumed, with the positions read alone.
+
+        A long run of positions (all patches, to take their mean) is not read alone.
+        """
+        demand = self.demand.get(self.chain[-1], NOTHING)
+        if len(demand.positions) > READ_ALONE:
+            return Demand(max(demand.extent, Extent.WEIGHTED))
+        return demand
 
 
 def data_flow(module: GraphModule) -> nx.DiGraph:
@@ -106,11 +116,12 @@ def births(flow: nx.DiGraph, axis: Axis, labels: Labels) -> list[Node]:
 
 
 def carries_stream(node: Node, axis: Axis, labels: Labels) -> bool:
-    """Whether a value holds one floating vector for each token."""
+    """Whether a value holds one floating vector for each token (scores and masks hold pairs)."""
     if node not in labels.of or not is_float(node):
         return False
-    place = find_axis(labels[node], axis)
-    return place is not None and place[0] < len(labels[node]) - 1
+    label = labels[node]
+    places = [at for at, dim in enumerate(label) for f in dim if f.axis.root is axis.root]
+    return len(places) == 1 and places[0] < len(label) - 1
 
 
 def find_sites(
@@ -130,7 +141,7 @@ def find_sites(
         if inside:
             found.append(("after_attention", inside[0], region))
         work = [node for node in inside if not copies(node)]
-        if at + 1 < len(regions) and work and work[-1] is not inside[0]:
+        if at + 1 < len(regions) and work:
             found.append(("block_output", work[-1], region))
     sites, seen = [], Counter[str]()
     for role, node, region in found:

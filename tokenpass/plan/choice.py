@@ -11,8 +11,9 @@ class Choice:
 
     `stream`: which stream (they have counts of their own); `tokens`: its full length; `depth`:
     share of its attention layers before the site; `lowest`: least share of the incoming tokens
-    that may stay; `never_below`: tokens that stay at any level; `weight`: prior error of the
-    policy; `fixed`: a share of the incoming tokens that the user asked for.
+    that may stay; `never_below`: tokens that stay at any level; `spared`: tokens that stay beside
+    the lowest share; `weight`: prior error of the policy; `fixed`: a share of the incoming tokens
+    that the user asked for.
     """
 
     pass_name: str
@@ -25,7 +26,9 @@ class Choice:
     never_below: int
     weight: float
     fixed: float | None = None
+    spared: int = 0
 
     def least(self, incoming: int) -> int:
         """The fewest tokens that may stay of those that come in."""
-        return min(incoming, max(self.never_below, -int(-incoming * self.lowest // 1)))
+        share = -int(-incoming * self.lowest // 1)
+        return min(incoming, max(self.never_below, share + self.spared))

@@ -19,7 +19,7 @@ Cost = Callable[[Sequence[int]], float]
 
 MOST_STAGES = 8
 FEW_STAGES = 4
-WORTH_A_STAGE = 1.03
+WORTH_A_STAGE = 1.05
 STEPS = 24
 
 
@@ -59,7 +59,7 @@ def choose(
     if goal is None:
         return cheapest_within(choices, cost, schedules, max_error or 0.0)
     if cost(untouched) <= goal:
-        return Chosen(untouched, cost(untouched), 0.0)
+        return Chosen(untouched, cost(untouched), plan_error(choices, untouched))
     fitting = [s for s in (fit(choices, cost, goal, s) for s in schedules) if s is not None]
     if not fitting:
         return at_knee(choices, cost, schedules, goal, max_error)

@@ -72,6 +72,7 @@ def price(
     """
     env = ShapeEnv()
     mode = FakeTensorMode(shape_env=env)
+    mode.cache_enabled = False
     levels = level_symbols(env, example_levels(choices))
     module = rewrite_at_levels(view, actions_at, levels, static_fakes(fakes, mode), mode)
     symbols = tuple(level.node.expr for level in levels)

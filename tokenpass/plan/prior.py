@@ -1,12 +1,13 @@
 """Error before any calibration: a rough prior of what removing tokens does to the main output.
 
-    error^2 = sum over edits of (weight * removed^EXPONENT * crowding)^2
+    error^2 = sum over edits of (weight * removed^(1 / (1 - LATER * depth)) * crowding)^2
     crowding = 1 + CROWDED * exp(-gap / REST)
 
-with `removed` the share of the incoming tokens that an edit removes and `gap` the distance to the
-stage before it, as a share of the attention layers (no crowding for the first stage). Squares add,
-so several steps lose less than one abrupt cut, and steps that follow each other closely lose more
-than spread ones. How the constants were fitted stands in docs/decisions/0005-planner.md.
+with `removed` the share of the incoming tokens that an edit removes, `depth` the share of the
+attention layers before it and `gap` the depth since the stage before (none: no crowding). Squares
+add, so several steps lose less than one abrupt cut; steps that follow each other closely are
+correlated and lose more than spread ones; late removals lose less, unless they are deep. How the
+constants were fitted stands in docs/decisions/0005-planner.md.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from collections.abc import Sequence
 
 from tokenpass.plan.choice import Choice
 
-EXPONENT = 1.15
-CROWDED = 0.7
+LATER = 0.75
+CROWDED = 1.5
 REST = 1 / 6
 
 
@@ -27,7 +28,8 @@ def edit_error(choice: Choice, incoming: int, level: int, gap: float | None) -> 
         return 0.0
     removed = (incoming - level) / incoming
     crowding = 1.0 if gap is None else 1.0 + CROWDED * math.exp(-gap / REST)
-    return choice.weight * removed**EXPONENT * crowding
+    exponent = 1.0 / (1.0 - LATER * min(choice.depth, 1.0))
+    return choice.weight * removed**exponent * crowding
 
 
 def plan_error(choices: Sequence[Choice], levels: Sequence[int]) -> float:

@@ -13,7 +13,7 @@ import torch
 
 from tokenpass.graph.axis import Axis, AxisTable, Label, Size, Unalignable
 from tokenpass.graph.call import is_one
-from tokenpass.rewrite.reduction import Segment
+from tokenpass.rewrite.reduction import Segment, sums_in
 
 Place = tuple[int, int]
 
@@ -118,7 +118,7 @@ def spread_index(index: torch.Tensor, value: torch.Tensor, token: int, batch: in
 
 
 def merge(opened: Factored, how: Segment) -> torch.Tensor:
-    """Weighted means of the tokens of each segment, in the value's dtype (sums in float32 at least).
+    """Weighted means of the tokens of each segment, in the value's dtype (sums in float32 or more).
 
     The tokens that stay are read in order, and only those that move are added to them.
     """
@@ -146,10 +146,10 @@ def merge_rows(rows: torch.Tensor, how: Segment) -> torch.Tensor:
 
 
 def weighted_rows(flat: torch.Tensor, index: torch.Tensor, how: Segment) -> torch.Tensor:
-    """Some rows of `[batch, tokens, width]`, each times its share, in float32 at least."""
+    """Some rows of `[batch, tokens, width]`, each times its share, in the shares' dtype or wider."""
     rows = torch.gather(flat, 1, index[..., None].expand(-1, -1, flat.shape[-1]))
-    dtype = torch.promote_types(rows.dtype, torch.float32)
-    return rows.to(dtype) * torch.gather(how.weights, 1, index)[..., None].to(dtype)
+    shares = torch.gather(how.weights, 1, index)[..., None]
+    return rows.to(sums_in(rows)) * shares
 
 
 def combine(opened: Factored, weights: torch.Tensor) -> torch.Tensor:

@@ -177,6 +177,11 @@ class DenseIndexRefused(Unalignable):
     """An operand needs an index, and the reduction is dense."""
 
 
+def sums_in(value: torch.Tensor) -> torch.dtype:
+    """The dtype that sizes, shares and sums over merged tokens have: at least float32."""
+    return torch.promote_types(value.dtype, torch.float32)
+
+
 def spread_rows(
     rows: torch.Tensor, label: Label, at: Place, batch: Axis | None, shape: Shape
 ) -> torch.Tensor:

@@ -17,6 +17,8 @@ import sympy
 import torch
 from torch.fx import Interpreter, Node
 from torch.utils._pytree import tree_map
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from tokenpass.edits import Rejection
 from tokenpass.graph.axis import (
@@ -81,6 +83,7 @@ class Replay(Interpreter):
         self.memo: dict[Any, Any] = {}
         self.symbols: dict[sympy.Symbol, Size] = {}
         self.stream_nodes = stream_values(view)
+        self.order = {node: at for at, node in enumerate(view.module.graph.nodes)}
 
     # values and labels -------------------------------------------------------------------
 
@@ -128,8 +131,8 @@ class Replay(Interpreter):
         expr = size.node.expr
         if expr.is_Integer:
             return int(expr)
-        names = sorted(expr.free_symbols, key=str)
-        return sympy.lambdify(names, expr, "math")(*(self.symbols[name] for name in names))
+        # torch's own interpreter knows torch's own functions (FloorDiv, Mod, ...)
+        return sympy_interp(PythonReferenceAnalysis, self.symbols, expr)
 
     def shape(self, label: Label) -> list[Size]:
         """The sizes that a value with this label has now."""
@@ -321,7 +324,7 @@ class Replay(Interpreter):
             if at is None or cut is None or not leaves_values(cut):
                 continue
             needed = stream.demand.get(node)
-            if needed is None or needed.extent <= Extent.AT or node is not tail(stream, cut):
+            if needed is None or needed.extent <= Extent.AT or node is not self.tail(stream, cut):
                 continue
             shape = tuple(fake_value(node).shape)
             operand: Operand = NodeOperand(label, shape, value, True, node=node)
@@ -534,19 +537,56 @@ class Replay(Interpreter):
             value = combine(opened, cut.reduce.back)
         elif cut.representative is not None:
             value = take(opened, cut.representative)
-        elif cut.saved is not None and self.on_chain(operand, cut):
+        elif cut.saved is not None and self.is_like_site(operand, cut):
             saved = open_factors(cut.saved, label, at, cut.batch, table, self.shape)
             value = write_back(opened, saved, cut.local_index())
+        elif self.only_protected(operand, cut):
+            sizes = list(opened.value.shape)
+            sizes[opened.token] = cut.full
+            empty = opened.value.new_zeros(sizes)
+            value = write_back(opened, replace(opened, value=empty), cut.local_index())
         else:
             self.refuse_restore(operand, cut, because)
         return replace(operand, value=value, label=label)
 
-    def on_chain(self, operand: Operand, cut: Reduction) -> bool:
-        """Whether a value is of the kind that was saved when tokens left, and laid out like it."""
-        node = getattr(operand, "node", None)
-        chains = [stream.chain for stream in self.view.streams if stream.axis is cut.axis]
-        saved = cut.memo.get("saved_label", operand.label)
-        return any(node in chain for chain in chains) and same_layout(saved, operand.label)
+    def is_like_site(self, operand: Operand, cut: Reduction) -> bool:
+        """Whether a value is of the kind that was saved when tokens left, and laid out like it.
+
+        Behind the end of the stream no value is: a head's last norm may be the same operator.
+        """
+        node, stream = getattr(operand, "node", None), self.stream_of(cut)
+        if node is None or stream is None or node not in stream.chain:
+            return False
+        if node.target is not cut.memo["site"].node.target:
+            return False
+        if not same_layout(cut.memo["saved_label"], operand.label):
+            return False
+        end = self.tail(stream, cut)
+        return end is not None and self.order[node] <= self.order[end]
+
+    def only_protected(self, operand: Operand, cut: Reduction) -> bool:
+        """Whether nothing is read of a value but positions that never leave."""
+        node, stream = getattr(operand, "node", None), self.stream_of(cut)
+        if node is None or stream is None or node not in stream.demand:
+            return False
+        demand = stream.demand[node]
+        read_alone = demand.extent is Extent.AT
+        return read_alone and demand.positions <= stream.protected.positions
+
+    def stream_of(self, cut: Reduction) -> Stream | None:
+        """The stream that a reduction shortens."""
+        return next((s for s in self.view.streams if s.axis is cut.axis), None)
+
+    def tail(self, stream: Stream, cut: Reduction) -> Node | None:
+        """What the pruned site is to its own layer, in the last one: pruned tokens return there."""
+        while cut.saved is None and cut.parent is not None:
+            cut = cut.parent
+        site = cut.memo["site"]
+        kind = [node for node in stream.chain if node.target is site.node.target]
+        first, last = self.order[site.region.node], self.order[stream.regions[-1].node]
+        rank = sum(first < self.order[node] <= self.order[site.node] for node in kind)
+        behind = [node for node in kind if self.order[node] > last]
+        return behind[min(rank, len(behind)) - 1] if behind else None
 
     def refuse_restore(self, operand: Operand, cut: Reduction, because: str) -> None:
         """Tokens that left cannot be given back to a value that is not the stream's."""
@@ -597,15 +637,6 @@ def leaves_values(cut: Reduction | None) -> bool:
             return True
         cut = cut.parent
     return False
-
-
-def tail(stream: Stream, cut: Reduction) -> Node | None:
-    """The last value of the chain of the kind that was saved, behind all attention."""
-    while cut.saved is None and cut.parent is not None:
-        cut = cut.parent
-    kind = cut.memo.get("site_target")
-    same = [node for node in stream.chain if node.target is kind]
-    return same[-1] if same else None
 
 
 def run_start(positions: tuple[Position, ...], full: Size, parent: Reduction | None) -> Size | None:

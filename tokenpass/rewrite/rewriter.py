@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 
 from tokenpass.graph.view import View
 from tokenpass.rewrite.replay import Action, ReadCut, Replay
+from tokenpass.rewrite.verify import verify_rewrite
 from tokenpass.tracing import carry_over, retrace
 
 
@@ -32,11 +33,15 @@ class Actions:
 def rewrite(
     view: View, actions: Actions, fakes: Sequence[Any], mode: FakeTensorMode
 ) -> GraphModule:
-    """Replay the view's graph with edits into a new ATen graph; raises `ReplayRefused`."""
+    """Replay the view's graph with edits into a new ATen graph.
+
+    Raises `ReplayRefused` where they would be unsound, `InternalError` where the result is invalid.
+    """
     replay = Replay(view, actions.at, actions.read_cuts, actions.keep_short)
     traced = retrace(replay.run, fakes, mode)
     carry_over(view.module, traced)
     mark_owners(traced)
+    verify_rewrite(view.module, traced, actions.keep_short)
     return traced
 
 

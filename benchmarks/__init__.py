@@ -1,0 +1,1 @@
+"""Measurements of tokenpass against dense Inductor: speed, memory, compile time, quality."""

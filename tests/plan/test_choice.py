@@ -1,0 +1,23 @@
+"""The least that may stay at a site."""
+
+from __future__ import annotations
+
+from tokenpass.plan.choice import Choice
+
+
+def choice(lowest: float, never_below: int = 1, spared: int = 0) -> Choice:
+    return Choice("p", "s", "", 0, 256, 0.5, lowest, never_below, 1.0, None, spared)
+
+
+def test_the_lowest_share_is_rounded_up() -> None:
+    assert choice(0.5).least(255) == 128
+    assert choice(0.1).least(256) == 26
+
+
+def test_spared_tokens_stay_beside_the_lowest_share() -> None:
+    assert choice(0.5, spared=1).least(256) == 129
+
+
+def test_never_below_binds_on_short_streams_and_nothing_grows() -> None:
+    assert choice(0.1, never_below=4).least(10) == 4
+    assert choice(0.5, never_below=4, spared=4).least(3) == 3

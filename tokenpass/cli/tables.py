@@ -1,0 +1,129 @@
+"""What the command shows, as rich tables: reports, device profiles, codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tokenpass.cost.device import DeviceProfile
+from tokenpass.cost.rates import RateTable
+from tokenpass.edits import Rejection
+from tokenpass.explanation import Explanation
+from tokenpass.report import HEAD, TO_THE_RIGHT, GraphReport, edit_text, headline, layer_cells, unit
+
+
+def explanation(told: Explanation) -> RenderableType:
+    """Every graph of a call."""
+    if not told.graphs:
+        return Text(str(told))
+    count = len(told.graphs)
+    parts: list[RenderableType] = []
+    for at, graph in enumerate(told.graphs, 1):
+        if count > 1:
+            parts.append(Text(f"graph {at} of {count}", style="bold"))
+        parts.append(report(graph))
+    return Group(*parts)
+
+
+def report(graph: GraphReport) -> RenderableType:
+    """One graph: what happened, its layers, its edits, and what was left alone."""
+    style = {"edited": "bold green", "fallback": "bold red"}.get(graph.outcome, "bold")
+    parts: list[RenderableType] = [Text(headline(graph), style=style)]
+    if graph.device:
+        parts.append(Text(f"device profile: {graph.device}", style="dim"))
+    if graph.layers:
+        parts.append(layers(graph))
+    parts += listed("edits", [edit_text(edit) for edit in graph.plan.edits])
+    parts += listed("notes", graph.plan.notes)
+    parts += left_alone(graph.rejections)
+    if graph.unknown:
+        parts += listed("costed by bytes alone", graph.unknown)
+    return Group(*parts)
+
+
+def layers(graph: GraphReport) -> Table:
+    """Tokens and costs of each layer."""
+    _, name = unit(graph.plan.objective)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for at, head in enumerate(HEAD):
+        title = f"{head} {name}" if head in ("dense", "planned") else head
+        right = at in TO_THE_RIGHT
+        fold = "fold" if head == "module" else "ellipsis"
+        table.add_column(title, justify="right" if right else "left", no_wrap=right, overflow=fold)
+    rows = layer_cells(graph)
+    for at, row in enumerate(rows):
+        changed = row[2] != row[3]
+        style = "bold" if at == len(rows) - 1 else "green" if changed else ""
+        table.add_row(*row, style=style, end_section=at == len(rows) - 3)
+    return table
+
+
+def listed(title: str, lines: Iterable[str]) -> list[RenderableType]:
+    """A title and its lines, indented; nothing where there are none."""
+    found = list(lines)
+    if not found:
+        return []
+    return [Text(title, style="bold"), *(Padding(Text(line), (0, 0, 0, 2)) for line in found)]
+
+
+def left_alone(rejections: Iterable[Rejection]) -> list[RenderableType]:
+    """Reasons, each with the places that it holds for."""
+    groups: dict[tuple[str, str, str], list[Rejection]] = {}
+    for found in rejections:
+        groups.setdefault((found.code, found.because, found.hint), []).append(found)
+    if not groups:
+        return []
+    parts: list[RenderableType] = [Text("left alone", style="bold")]
+    for (code, because, hint), places in groups.items():
+        line = Text.assemble((code, "yellow"), f": {because}", (f" ({hint})" if hint else "", ""))
+        parts.append(Padding(line, (0, 0, 0, 2)))
+        shown = [f"{p.where}{' at ' + p.source if p.source else ''}" for p in places[:3]]
+        more = len(places) - len(shown)
+        shown += [f"and {more} more"] if more else []
+        parts += [Padding(Text(line, style="dim"), (0, 0, 0, 4)) for line in shown]
+    return parts
+
+
+def profile(measured: DeviceProfile) -> Table:
+    """The best rates of a device, and what a call costs."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=measured.name, title_justify="left")
+    table.add_column("rate")
+    table.add_column("dtype")
+    table.add_column("best", justify="right")
+    table.add_column("unit")
+    tables: dict[str, tuple[Mapping[str, RateTable], str]] = {
+        "matrix product": (measured.gemm_gflop_per_s, "GFLOP/s"),
+        "batched product": (measured.bmm_gflop_per_s, "GFLOP/s"),
+        "convolution": (measured.conv_gflop_per_s, "GFLOP/s"),
+        "attention": (measured.attention_gflop_per_s, "GFLOP/s"),
+        "masked attention": (measured.masked_attention_gflop_per_s, "GFLOP/s"),
+    }
+    for name, (rates, kind) in tables.items():
+        for dtype, rate in rates.items():
+            table.add_row(name, dtype, f"{max(rate.values):,.1f}", kind)
+    table.add_row("bandwidth", "", f"{max(measured.bandwidth_gb_per_s.values):,.1f}", "GB/s")
+    table.add_row("kernel launch", "", f"{measured.launch_us:.2f}", "us")
+    table.add_row("call of the graph", "", f"{measured.call_us:.2f}", "us")
+    return table
+
+
+def codes(known: Mapping[str, tuple[str, str]]) -> Table:
+    """Rejection codes with their meaning and what helps."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("code", no_wrap=True)
+    table.add_column("meaning")
+    table.add_column("what helps")
+    for code, (meaning, hint) in known.items():
+        table.add_row(code, meaning, hint)
+    return table
+
+
+def saved(console: Console, what: str, path: Path) -> None:
+    """Say where something was written, without breaking the path."""
+    console.print(Text(f"{what}: {path}"), soft_wrap=True)

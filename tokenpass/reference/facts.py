@@ -1,0 +1,70 @@
+"""What the reference is told about a graph: plain names and numbers, nothing that rewrites."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class AttentionFacts:
+    """One attention, by the names of its nodes.
+
+    Fused: `node` is the call and `softmax` is empty. Hand-written: `softmax` takes the scores
+    `[.., queries, keys]` and `node` multiplies its result with the values. `query_stream` and
+    `key_stream` say whose tokens the queries and keys count (None: no stream's). `key` and `query`
+    are `[batch, heads, tokens, width]`, the key transposed if `key_transposed`. `masks`: what
+    may hide padding, and whether True in it means hidden.
+    """
+
+    node: str
+    query: str
+    key: str
+    query_stream: int | None
+    key_stream: int | None
+    softmax: str = ""
+    key_transposed: bool = False
+    scale: float | None = None
+    masks: tuple[tuple[str, bool], ...] = ()
+
+
+@dataclass(frozen=True)
+class StreamFacts:
+    """One token stream. `protected`: positions that the outputs read alone (or nodes' names).
+
+    `chain`: names of the values that everything flows through; `end`: for each of its operators,
+    where pruned tokens come back for good.
+    """
+
+    causal: bool
+    protected: tuple[int | str, ...]
+    chain: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SiteFacts:
+    """One site: the value's node, its dimensions, and the attention just before it.
+
+    `end`: the value in the last layer that is to it what the site is to its own layer; there
+    pruned tokens come back for good.
+    """
+
+    node: str
+    stream: int
+    token_dim: int
+    batch_dim: int | None
+    attention: AttentionFacts
+    end: str
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """All of a graph that the reference is told."""
+
+    streams: tuple[StreamFacts, ...]
+    attentions: tuple[AttentionFacts, ...]
+    sites: dict[str, SiteFacts]
+
+
+FUSED = torch.ops.aten.scaled_dot_product_attention.default

@@ -1,0 +1,270 @@
+"""The reference of a plan: the dense graph with its edits carried out at full length.
+
+Merged tokens become equal copies of their mean, and later attention asks and answers for each as
+its representative; pruned tokens answer nobody and come back with the value they left with. Slow
+and obvious on purpose: samples and groups are Python loops, and nothing is shared with the axis
+rules or the replay. Policies are shared: they have tests of their own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from tokenpass.edits import Edit
+from tokenpass.passes.token_reduction.matchers import MATCHERS
+from tokenpass.passes.token_reduction.scorers import SCORERS
+from tokenpass.passes.token_reduction.selectors import keep_best, merge_best
+from tokenpass.reference.attention import (
+    grouped_attention,
+    grouped_softmax,
+    grouped_values,
+    hidden_keys,
+)
+from tokenpass.reference.facts import FUSED, AttentionFacts, GraphFacts, SiteFacts
+from tokenpass.reference.groups import Groups, rows, untouched
+
+LEVEL_WORDS = {"floor": math.floor, "ceiling": math.ceil, "Max": max, "Min": min}
+EXACT = frozenset({"dead_tokens"})
+
+
+class Reference(Interpreter):
+    """Runs a dense graph with the edits of a plan; outputs have the dense shapes.
+
+    A stream value that is computed before a merge and used behind it (a long skip connection) is
+    not merged: such graphs have no reference.
+    """
+
+    def __init__(
+        self, module: GraphModule, edits: Sequence[Edit], facts: GraphFacts, seed: int = 0
+    ) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.facts = facts
+        self.seed = seed
+        self.edits: dict[str, list[Edit]] = {}
+        for edit in edits:
+            if edit.pass_name not in EXACT:
+                self.edits.setdefault(facts.sites[edit.site].node, []).append(edit)
+        self.groups: dict[int, Groups] = {}
+        self.pruned: dict[int, SiteFacts] = {}
+        self.named = {node.name: node for node in module.graph.nodes}
+
+    def run_node(self, n: Node) -> Any:
+        value = self.run_grouped(n)
+        for edit in self.edits.get(n.name, []):
+            self.env[n] = value
+            value = self.carry_out(edit, self.facts.sites[edit.site], value)
+        return self.bring_back(n, value)
+
+    # attention ---------------------------------------------------------------------------
+
+    def run_grouped(self, n: Node) -> Any:
+        """One node; attention over a stream with groups runs over their representatives."""
+        for attention in self.facts.attentions:
+            if n.name not in (attention.node, attention.softmax):
+                continue
+            asking = self.groups_of(attention.query_stream)
+            answering = self.groups_of(attention.key_stream)
+            if asking is None and answering is None:
+                continue
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            if n.target is FUSED:
+                return grouped_attention(*args, **kwargs, asking=asking, answering=answering)
+            if n.name == attention.softmax:
+                return grouped_softmax(args[0], asking, answering)
+            return args[0] @ grouped_values(args[1], answering)
+        return super().run_node(n)
+
+    def groups_of(self, stream: int | None) -> Groups | None:
+        """The groups of a stream, None while all its tokens are there by themselves."""
+        return None if stream is None else self.groups.get(stream)
+
+    # edits -------------------------------------------------------------------------------
+
+    def carry_out(self, edit: Edit, site: SiteFacts, value: Tensor) -> Tensor:
+        """The site's value after one edit, at full length."""
+        flat = to_rows(value, site)
+        if site.stream not in self.groups:
+            self.groups[site.stream] = untouched(*flat.shape[:2], self.padding(site.attention))
+        tokens = {"tokens": flat.shape[1], "Mod": int.__mod__, **LEVEL_WORDS}
+        count = int(eval(edit.level, {"__builtins__": {}}, tokens))  # noqa: S307 (a checked level)
+        if edit.pass_name == "token_merge":
+            flat = self.merge(edit, site, flat, count)
+        elif edit.pass_name == "token_prune":
+            self.prune(edit, site, flat, count)
+            self.pruned[site.stream] = site
+        else:
+            raise NotImplementedError(f"no reference for {edit.pass_name}")
+        return from_rows(flat, value, site)
+
+    def merge(self, edit: Edit, site: SiteFacts, value: Tensor, count: int) -> Tensor:
+        """Pairs join: every member gets the mean of its group, weighted by what each stands for."""
+        groups, stream = self.groups[site.stream], self.facts.streams[site.stream]
+        seats, sizes = groups.seats(), groups.sizes()
+        padding, protected = sizes == 0, self.protected(site)
+        matcher = next(m for m in MATCHERS if m.__name__ == edit.policy)
+        score, partner = matcher(self.keys(site), padding | protected)
+        score = torch.where(padding[:, 0::2], math.inf, score)
+        segment, kept, _ = merge_best(score, partner, seats.shape[1], count)
+        old, value = groups.stands.clone(), value.clone()
+        old_seat = groups.seat.clone()
+        for sample in range(groups.samples):
+            for place in range(count):
+                joined = torch.nonzero(segment[sample] == place)[:, 0].tolist()
+                tokens = torch.isin(old_seat[sample], seats[sample, joined])
+                real = [j for j in joined if sizes[sample, j] > 0]
+                stays = int(seats[sample, kept[sample, place]])
+                seat, stands = stays, int(old[sample, stays])
+                mean = value[sample, stays].clone()
+                if real:
+                    stands = max(int(old[sample, seats[sample, j]]) for j in real)
+                    total = sum(float(sizes[sample, j]) for j in real)
+                    terms = [
+                        value[sample, seats[sample, j]] * float(sizes[sample, j]) for j in real
+                    ]
+                    mean = torch.stack(terms).sum(0) / total
+                if stream.causal:
+                    seat = stands
+                groups.seat[sample, tokens] = seat
+                groups.stands[sample, tokens] = stands
+                value[sample, tokens] = mean.to(value.dtype)
+        return value
+
+    def prune(self, edit: Edit, site: SiteFacts, value: Tensor, count: int) -> None:
+        """The groups of lowest score leave, with the value that they have now."""
+        groups = self.groups[site.stream]
+        seats, padding = groups.seats(), groups.sizes() == 0
+        scorer = next(s for s in SCORERS if s.__name__ == edit.policy)
+        signals = {
+            "keys": lambda: self.keys(site),
+            "attention_row": lambda: self.attention_row(site),
+            "position": lambda: groups.stands.gather(1, seats),
+            "count": lambda: count,
+            "seed": lambda: self.seed,
+        }
+        score = scorer(**{name: signals[name]() for name in inspect.signature(scorer).parameters})
+        score = score.expand(groups.samples, -1)
+        kept = seats.gather(1, keep_best(score, count, self.protected(site), padding))
+        here = (groups.seat[:, :, None] == kept[:, None, :]).any(-1)
+        groups.left.append((groups.present & ~here, value.clone()))
+        groups.present &= here
+
+    def bring_back(self, n: Node, value: Any) -> Any:
+        """Later values of the site's kind: who left has what it left with; at the end, for good."""
+        for stream, site in list(self.pruned.items()):
+            kind = self.named[site.node].target
+            if n.name not in self.facts.streams[stream].chain or n.target is not kind:
+                continue
+            flat, end = to_rows(value, site).clone(), n.name == site.end
+            for gone, then in self.groups[stream].left:
+                flat[gone] = then[gone].to(flat.dtype)
+            value = from_rows(flat, value, site)
+            if end:
+                del self.pruned[stream], self.groups[stream]
+        return value
+
+    # what policies may read -------------------------------------------------------------
+
+    def keys(self, site: SiteFacts) -> Tensor:
+        """Keys `[batch, heads, groups, width]` of the attention before the site."""
+        groups, attention = self.groups[site.stream], site.attention
+        key = self.env[self.named[attention.key]]
+        key = key.transpose(-1, -2) if attention.key_transposed else key
+        taken = rows(key, groups.stands.gather(1, groups.seats()))
+        return per_head(taken, groups.samples)
+
+    def attention_row(self, site: SiteFacts) -> Tensor:
+        """`[batch, heads, groups]`: what the first position that the outputs read looks at."""
+        groups, place = self.groups[site.stream], self.protected_positions(site)[:, :1]
+        if site.attention.softmax:
+            weights = self.env[self.named[site.attention.softmax]]
+            row = rows(per_head(weights, groups.samples), place)[:, :, 0]
+        else:
+            row = self.fused_row(site, place)
+        seats = groups.seats().tolist()
+        shares = [
+            [row[b][:, self.counted_members(groups, b, s)].sum(-1) for s in seats[b]]
+            for b in range(groups.samples)
+        ]
+        return torch.stack([torch.stack(sample, -1) for sample in shares]).float()
+
+    def counted_members(self, groups: Groups, sample: int, seat: int) -> Tensor:
+        """Members of a group that attention sees."""
+        members = groups.members(sample, seat)
+        return members[groups.counted[sample, members]]
+
+    def fused_row(self, site: SiteFacts, place: Tensor) -> Tensor:
+        """`[batch, heads, tokens]`: one row of a fused attention's weights, at full length."""
+        groups, attention = self.groups[site.stream], site.attention
+        query = per_head(self.env[self.named[attention.query]], groups.samples)
+        key = per_head(self.env[self.named[attention.key]], groups.samples)
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+        scale = 1 / math.sqrt(query.shape[-1]) if attention.scale is None else attention.scale
+        scores = query @ key.transpose(-1, -2) * scale
+        for name, _ in attention.masks:
+            mask = self.env[self.named[name]]
+            visible = mask.dtype == torch.bool
+            scores = scores.masked_fill(~mask, -math.inf) if visible else scores + mask
+        return rows(grouped_softmax(scores, groups, groups), place)[:, :, 0]
+
+    def padding(self, attention: AttentionFacts) -> Tensor | None:
+        """Tokens that no query may look at, `[batch or 1, tokens]`."""
+        found = None
+        for name, hides in attention.masks:
+            hidden = hidden_keys(self.env[self.named[name]], hides)
+            found = hidden if found is None else found | hidden
+        return found
+
+    def protected_positions(self, site: SiteFacts) -> Tensor:
+        """`[batch, positions]`: tokens that the outputs read alone."""
+        groups = self.groups[site.stream]
+        tokens = groups.seat.shape[1]
+        columns = [torch.zeros(groups.samples, 0, dtype=torch.long)]
+        for at in self.facts.streams[site.stream].protected:
+            if isinstance(at, str):
+                column = self.ahead(self.named[at]).long().reshape(-1, 1)
+            else:
+                column = torch.tensor([[at]])
+            columns.append(column.remainder(tokens).expand(groups.samples, 1))
+        return torch.cat(columns, 1)
+
+    def protected(self, site: SiteFacts) -> Tensor:
+        """`[batch, groups]`: groups that hold such a token."""
+        groups = self.groups[site.stream]
+        held = groups.seat.gather(1, self.protected_positions(site))
+        return (groups.seats()[:, :, None] == held[:, None, :]).any(-1)
+
+    def ahead(self, node: Node) -> Any:
+        """A value that the graph computes later (from inputs alone)."""
+        if node in self.env:
+            return self.env[node]
+        for source in node.all_input_nodes:
+            self.env.setdefault(source, self.ahead(source))
+        return super().run_node(node)
+
+
+def to_rows(value: Tensor, site: SiteFacts) -> Tensor:
+    """A stream value as `[batch, tokens, ..]`."""
+    if site.batch_dim is None:
+        return value.movedim(site.token_dim, 0)[None]
+    return value.movedim((site.batch_dim, site.token_dim), (0, 1))
+
+
+def from_rows(flat: Tensor, like: Tensor, site: SiteFacts) -> Tensor:
+    """Back to the stream value's own order of dimensions."""
+    if site.batch_dim is None:
+        return flat[0].movedim(0, site.token_dim).reshape(like.shape)
+    return flat.movedim((0, 1), (site.batch_dim, site.token_dim)).reshape(like.shape)
+
+
+def per_head(value: Tensor, samples: int) -> Tensor:
+    """`[batch x heads, tokens, width]` with the heads apart."""
+    if value.dim() == 3:
+        return value.reshape(samples, -1, *value.shape[1:])
+    return value.expand(samples, *value.shape[1:])
