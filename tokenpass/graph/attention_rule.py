@@ -82,11 +82,14 @@ class Attention(Rule):
         row_cut = rows.cut if rows else None
         column_cut = columns.cut if columns else None
         if causal and (row_cut is not column_cut or (row_cut and not row_cut.ordered)):
-            bias, causal = causal_mask(call, rows, columns, runner), False
+            bias, causal = causal_mask(call, outs[0][:-2], rows, columns, runner), False
         if column_cut is not None and column_cut.sizes is not None:
             if causal:
-                bias, causal = causal_mask(call, rows, columns, runner), False
-            bias = with_log_sizes(bias, column_cut, query.value)
+                bias, causal = causal_mask(call, outs[0][:-2], rows, columns, runner), False
+            goal = (*outs[0][:-2], (), (columns,))
+            at = (len(goal) - 1, 0)
+            log_sizes = column_cut.log_sizes(query.value.dtype)
+            bias = with_log_sizes(bias, column_cut.spread(log_sizes, goal, at, runner.shape))
         return replace(call, bound={**call.bound, "attn_mask": bias, "is_causal": causal}).execute()
 
     def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
@@ -104,26 +107,29 @@ def one_factor(dim: tuple[Factor, ...]) -> Factor | None:
     return dim[0] if dim else None
 
 
-def causal_mask(call: Call, rows: Factor | None, columns: Factor | None, runner: Runner) -> Any:
-    """`[batch or 1, 1, queries, keys]` boolean: the key's position is not after the query's."""
-    device = call["query"].value.device
-    row, column = (positions(factor, device, runner) for factor in (rows, columns))
-    return row[:, None, :, None] >= column[:, None, None, :]
+def causal_mask(
+    call: Call, lead: Label, rows: Factor | None, columns: Factor | None, runner: Runner
+) -> Any:
+    """`[.., queries, keys]` boolean: the key's position is not after the query's."""
+    device, at = call["query"].value.device, len(lead)
+    row = positions(rows, (*lead, (rows,) if rows else (), ()), at, device, runner)
+    column = positions(columns, (*lead, (), (columns,) if columns else ()), at + 1, device, runner)
+    return row >= column
 
 
-def positions(factor: Factor | None, device: torch.device, runner: Runner) -> torch.Tensor:
-    """Full-length positions of the tokens left, `[batch or 1, count]`."""
-    if factor is None:
-        return torch.zeros(1, 1, dtype=torch.long, device=device)
-    if factor.cut is not None:
-        return factor.cut.position
-    (size,) = runner.shape(((factor,),))
-    return torch.arange(size, device=device)[None]
+def positions(
+    factor: Factor | None, label: Label, dim: int, device: torch.device, runner: Runner
+) -> torch.Tensor:
+    """Full-length positions of the tokens left, shaped to broadcast against the label."""
+    if factor is not None and factor.cut is not None:
+        return factor.cut.spread(factor.cut.position, label, (dim, 0), runner.shape)
+    size = 1 if factor is None else runner.shape(((factor,),))[0]
+    shape = [size if at == dim else 1 for at in range(len(label))]
+    return torch.arange(size, device=device).reshape(shape)
 
 
-def with_log_sizes(bias: torch.Tensor | None, cut: Any, query: torch.Tensor) -> torch.Tensor:
-    """The mask plus log sizes, `[batch or 1, 1, queries or 1, keys]`; boolean ones become -inf."""
-    log_sizes = cut.log_sizes(query.dtype)[:, None, None, :]
+def with_log_sizes(bias: torch.Tensor | None, log_sizes: torch.Tensor) -> torch.Tensor:
+    """The mask plus log sizes; hidden keys of a boolean mask become -inf."""
     if bias is None:
         return log_sizes
     if bias.dtype == torch.bool:

@@ -131,7 +131,8 @@ def find_axis(label: Label, axis: Axis) -> tuple[int, int] | None:
 def with_cut(label: Label, at: tuple[int, int], cut: Any) -> Label:
     """The label with the factor at one place shortened by `cut`."""
     dims = [list(dim) for dim in label]
-    dims[at[0]][at[1]] = replace(dims[at[0]][at[1]], cut=cut)
+    factor = dims[at[0]][at[1]]
+    dims[at[0]][at[1]] = replace(factor, cut=cut, extensive=factor.extensive and cut is not None)
     return tuple(tuple(dim) for dim in dims)
 
 

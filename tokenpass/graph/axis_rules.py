@@ -14,7 +14,7 @@ import torch
 from tokenpass.graph.attention_rule import Attention
 from tokenpass.graph.call import Call
 from tokenpass.graph.rule import Rule
-from tokenpass.graph.rules_apart import Factory, Like, Lookup, Normalise, Pointwise, Project
+from tokenpass.graph.rules_apart import Detach, Factory, Like, Lookup, Normalise, Pointwise, Project
 from tokenpass.graph.rules_layout import (
     Concatenate,
     Expand,
@@ -90,7 +90,7 @@ AXIS_RULES: Mapping[Any, Rule] = {
     aten.clone.default: LINEAR,
     aten.alias.default: LINEAR,
     aten.detach.default: LINEAR,
-    aten.detach_.default: LINEAR,
+    aten.detach_.default: Detach(linear=True),
     aten.lift_fresh_copy.default: LINEAR,
     aten.where.self: PLAIN,
     aten.where.ScalarSelf: PLAIN,

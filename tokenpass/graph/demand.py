@@ -8,13 +8,18 @@ from torch.fx import GraphModule, Node
 
 from tokenpass.graph.axis import Axis, Unalignable, find_axis
 from tokenpass.graph.axis_rules import find_rule
-from tokenpass.graph.demand_lattice import EVERYTHING, NOTHING, Demand
+from tokenpass.graph.demand_lattice import EVERYTHING, NOTHING, Demand, Position
 from tokenpass.graph.labels import Labels
 from tokenpass.tracing import output_nodes
 
 
-def demand_of(module: GraphModule, labels: Labels, axis: Axis) -> dict[Node, Demand]:
-    """Demand on the tokens (along `axis`) of every value that has a label."""
+def demand_of(
+    module: GraphModule, labels: Labels, axis: Axis, batch: Axis | None
+) -> dict[Node, Demand]:
+    """Demand on the tokens (along `axis`) of every value that has a label.
+
+    Positions that a node holds must be one for each entry of `batch`.
+    """
     demands: dict[Node, dict[int, Demand]] = {}
 
     def add(node: Node, demand: Demand, output: int = 0) -> None:
@@ -32,9 +37,17 @@ def demand_of(module: GraphModule, labels: Labels, axis: Axis) -> dict[Node, Dem
             add(source, demands.get(node, {}).get(0, NOTHING), index)
             continue
         out = demands.get(node, {})
+        apart = labels.keeps_samples(node, batch, axis) if computed(merge(out)) else True
         for source, demand in operand_demands(node, labels, axis, out):
-            add(source, demand)
+            strange = any(p.rows is not batch for p in computed(demand))
+            mixed = not apart and computed(demand) & computed(merge(out))
+            add(source, EVERYTHING if strange or mixed else demand)
     return {node: merge(found) for node, found in demands.items()}
+
+
+def computed(demand: Demand) -> frozenset[Position]:
+    """The positions that the graph computes, one for each sample."""
+    return frozenset(p for p in demand.positions if isinstance(p.at, Node))
 
 
 def merge(found: dict[int, Demand]) -> Demand:

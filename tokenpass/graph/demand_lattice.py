@@ -7,6 +7,8 @@ from enum import IntEnum
 
 import torch
 
+from tokenpass.graph.axis import Axis
+
 
 class Extent(IntEnum):
     """Rank in the lattice."""
@@ -19,9 +21,13 @@ class Extent(IntEnum):
 
 @dataclass(frozen=True)
 class Position:
-    """One place on the token axis: a constant (from the end if negative) or a graph node."""
+    """One place on the token axis: a constant (from the end if negative) or a graph node.
+
+    A node holds one place for each entry of the axis `rows` (None: for a single sample).
+    """
 
     at: int | torch.fx.Node
+    rows: Axis | None = None
 
     def __str__(self) -> str:
         return self.at.name if isinstance(self.at, torch.fx.Node) else str(self.at)
@@ -46,6 +52,6 @@ NOTHING = Demand(Extent.NONE)
 EVERYTHING = Demand(Extent.ALL)
 
 
-def read_at(*positions: int | torch.fx.Node) -> Demand:
+def read_at(*positions: int | torch.fx.Node, rows: Axis | None = None) -> Demand:
     """Demand for some positions only."""
-    return Demand(Extent.AT, frozenset(Position(p) for p in positions))
+    return Demand(Extent.AT, frozenset(Position(p, rows) for p in positions))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_map
 
-from tokenpass.graph.axis import AxisTable, Label, Unalignable
+from tokenpass.graph.axis import Axis, AxisTable, Label, Size, Unalignable, find_axis
 from tokenpass.graph.axis_rules import find_rule
 from tokenpass.graph.call import Call, Operand, bind, is_one
 from tokenpass.tracing import fake_tensors, fake_value
@@ -39,6 +40,7 @@ class Labels:
         self.table = AxisTable()
         self.of: dict[Node, tuple[Label, ...]] = {}
         self.nonnegative: set[Node] = set()
+        self._samples: dict[tuple[Node, Axis, Axis], bool] = {}
         for node in graph.nodes:
             if fake_tensors(node):
                 self.of[node] = self.infer(node)
@@ -76,6 +78,35 @@ class Labels:
         shapes = tuple(tuple(tensor.shape) for tensor in fake_tensors(node))
         return Call(node, node.target, bound, shapes, self.table)
 
+    def keeps_samples(self, node: Node, batch: Axis | None, axis: Axis) -> bool:
+        """Whether a call treats samples apart, wherever its outputs hold tokens of `axis`.
+
+        Asked of the rule, by a cut of the batch: it must come through, and block nothing.
+        """
+        if batch is None:
+            return True
+        key = (node, batch.root, axis.root)
+        if key not in self._samples:
+            self._samples[key] = self.probe_samples(node, batch, axis)
+        return self._samples[key]
+
+    def probe_samples(self, node: Node, batch: Axis, axis: Axis) -> bool:
+        """`keeps_samples`, not remembered."""
+        rule, call, probe = find_rule(node.target), self.call(node), Probe(batch.size)
+        if rule is None:
+            return False
+        labels = [cut_axis(operand.label, batch, probe) for operand in call.operands]
+        pairs = zip(call.operands, labels, strict=True)
+        call = call.with_operands([replace(o, label=label) for o, label in pairs])
+        for index, (dim, place) in rule.blocked(call):
+            if labels[index][dim][place].cut is probe:
+                return False
+        try:
+            outs = rule.infer(call)
+        except Unalignable:
+            return False
+        return all(samples_apart(label, axis, probe) for label in outs)
+
     def operand(self, value: Any) -> Any:
         """A node argument as an operand (tensors) or as its traced value (sizes)."""
         if not isinstance(value, Node):
@@ -109,6 +140,31 @@ class Labels:
             return False
         source, bound = node.args
         return source in self.nonnegative and isinstance(bound, int) and bound <= 0
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A cut that keeps every entry: it shows where an axis goes."""
+
+    count: Size
+    parent: None = None
+    sizes: str = "known"
+
+
+def cut_axis(label: Label, axis: Axis, cut: Any) -> Label:
+    """The label with every occurrence of an axis cut."""
+    return tuple(
+        tuple(replace(f, cut=cut) if f.axis.root is axis.root else f for f in dim) for dim in label
+    )
+
+
+def samples_apart(label: Label, axis: Axis, probe: Probe) -> bool:
+    """Whether a probed output has no tokens, or samples that were not summed without them."""
+    tokens = find_axis(label, axis)
+    if tokens is None:
+        return True
+    found = [(at, f) for at, dim in enumerate(label) for f in dim if f.cut is probe]
+    return any(at == tokens[0] or not factor.extensive for at, factor in found)
 
 
 def constant_label(call: Call) -> Label:

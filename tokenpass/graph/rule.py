@@ -44,6 +44,17 @@ class Rule(ABC):
         """Factors (operand, place) that must be at full length before the call."""
         return []
 
+    def keeps_sums(self, call: Call) -> bool:
+        """Whether sums over merged tokens stay such sums: `f(s x) = s f(x)` along what is kept."""
+        return False
+
+    def restored_first(self, call: Call) -> list[Blocked]:
+        """All factors that must be at full length before the call."""
+        if self.keeps_sums(call):
+            return self.blocked(call)
+        sums = [(i, at) for i, o in enumerate(call.operands) for at in summed_places(o.label)]
+        return [*self.blocked(call), *sums]
+
     def execute(self, call: Call, outs: tuple[Label, ...], runner: Runner) -> Any:
         """Run the operator on operands that meet `targets`."""
         return call.execute()
@@ -76,6 +87,16 @@ def cut_places(operand: Operand, dims: Sequence[int]) -> list[Place]:
         for dim in dims
         for place, factor in enumerate(operand.label[dim])
         if factor.cut is not None
+    ]
+
+
+def summed_places(label: Label) -> list[Place]:
+    """Places of factors along which merged tokens hold the sum over their members."""
+    return [
+        (at, place)
+        for at, dim in enumerate(label)
+        for place, factor in enumerate(dim)
+        if factor.extensive and factor.cut is not None and factor.cut.sizes is not None
     ]
 
 

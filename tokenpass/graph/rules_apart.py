@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from tokenpass.graph.axis import Axis, Label, Unalignable, factors, find_axis
-from tokenpass.graph.call import Call, is_one
+from tokenpass.graph.axis import Axis, Label, find_axis
+from tokenpass.graph.call import Call, Runner, is_one
 from tokenpass.graph.demand_lattice import (
     NOTHING,
     Demand,
@@ -18,24 +18,33 @@ from tokenpass.graph.join import (
     follow,
     offer,
 )
-from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, join_demands
+from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, join_demands, summed_places
 
 
 @dataclass(frozen=True)
 class Pointwise(Rule):
-    """`f(x, y)[i] = f(x[i], y[i])`, operands broadcast; `linear` ones keep sums over members."""
+    """`f(x, y)[i] = f(x[i], y[i])`, operands broadcast; `linear`: in the first, and in one alone."""
 
     kind: ClassVar[Kind] = "joining"
     linear: bool = False
 
     def infer(self, call: Call) -> tuple[Label, ...]:
         labels = [operand.label for operand in call.operands]
-        if not self.linear and any(f.extensive for label in labels for f in factors(label)):
-            raise Unalignable("sums over merged tokens meet an operator that is not linear")
         return (broadcast(labels, call.table, self.linear),)
+
+    def keeps_sums(self, call: Call) -> bool:
+        return self.linear and not any(summed_places(o.label) for o in call.operands[1:])
 
     def targets(self, call: Call, outs: tuple[Label, ...]) -> list[Label]:
         return broadcast_targets([operand.label for operand in call.operands], outs[0])
+
+
+@dataclass(frozen=True)
+class Detach(Pointwise):
+    """`detach_`, on a value that may have become a view, which it refuses."""
+
+    def execute(self, call: Call, outs: tuple[Label, ...], runner: Runner) -> Any:
+        return call.operands[0].value.detach()
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,11 @@ class Project(Rule):
         return [target, *(operand.label for operand in others)]
 
     def blocked(self, call: Call) -> list[Blocked]:
-        return block_dims(0, call.operands[0], [-1 % len(call.operands[0].label)])
+        first, *weights = call.operands
+        found = block_dims(0, first, [len(first.label) - 1])
+        for at, operand in enumerate(weights, start=1):
+            found += block_dims(at, operand, range(len(operand.label)))
+        return found
 
     def query_operands(self, call: Call) -> list[int]:
         return [0]
@@ -99,11 +112,15 @@ class Normalise(Rule):
     dims: Callable[[Call], list[int]]
 
     def infer(self, call: Call) -> tuple[Label, ...]:
-        label = call.operands[0].label
-        return (label, *(() for _ in call.out_shapes[1:]))
+        label, dims = call.operands[0].label, self.dims(call)
+        statistics = tuple(() if at in dims else dim for at, dim in enumerate(label))
+        return (label, *(statistics for _ in call.out_shapes[1:]))
 
     def blocked(self, call: Call) -> list[Blocked]:
-        return block_dims(0, call.operands[0], self.dims(call))
+        found = block_dims(0, call.operands[0], self.dims(call))
+        for at, operand in enumerate(call.operands[1:], start=1):
+            found += block_dims(at, operand, range(len(operand.label)))
+        return found
 
     def targets(self, call: Call, outs: tuple[Label, ...]) -> list[Label]:
         return [outs[0], *(operand.label for operand in call.operands[1:])]

@@ -23,7 +23,15 @@ from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, cut_places, jo
 
 
 @dataclass(frozen=True)
-class Reshape(Rule):
+class Layout(Rule):
+    """Entries are moved or repeated, none is changed."""
+
+    def keeps_sums(self, call: Call) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Reshape(Layout):
     """Row-major factors distributed over new dimensions: `(b, n), c -> b, n, c`."""
 
     def infer(self, call: Call) -> tuple[Label, ...]:
@@ -50,7 +58,7 @@ class Reshape(Rule):
 
 
 @dataclass(frozen=True)
-class Permute(Rule):
+class Permute(Layout):
     """Dimensions in another order; `order` computes it from the call."""
 
     order: Callable[[Call], list[int]]
@@ -58,6 +66,13 @@ class Permute(Rule):
     def infer(self, call: Call) -> tuple[Label, ...]:
         label = call.operands[0].label
         return (tuple(label[at] for at in self.order(call)),)
+
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        # demand speaks of the first dimension with the axis: scores hold it twice
+        joined, label = join_demands(out), call.operands[0].label
+        places = [at for at, dim in enumerate(label) if find_axis((dim,), axis)]
+        moved = [at for at in self.order(call) if at in places]
+        return [joined if places and moved[0] == places[0] else joined.read_whole()]
 
 
 def swap_order(call: Call) -> list[int]:
@@ -89,7 +104,7 @@ def moved_order(call: Call) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Expand(Rule):
+class Expand(Layout):
     """Dimensions of size 1 repeated: all entries along them are equal."""
 
     def infer(self, call: Call) -> tuple[Label, ...]:
@@ -107,7 +122,7 @@ class Expand(Rule):
 
 
 @dataclass(frozen=True)
-class Repeat(Rule):
+class Repeat(Layout):
     """Whole dimensions tiled: a repeated dimension counts (copy, old factors)."""
 
     def infer(self, call: Call) -> tuple[Label, ...]:
@@ -160,6 +175,12 @@ class Concatenate(Rule):
             return targets
         pairs = zip(call.operands, targets, strict=True)
         return [(*t[:dim], operand.label[dim], *t[dim + 1 :]) for operand, t in pairs]
+
+    def execute(self, call: Call, outs: tuple[Label, ...], runner: Runner) -> Any:
+        alone = self.alone(call)
+        if alone is None:
+            return call.execute()
+        return torch.ops.aten.cat.default([alone.value], call["dim"])
 
     def blocked(self, call: Call) -> list[Blocked]:
         if self.new or self.alone(call) is not None:

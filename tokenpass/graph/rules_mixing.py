@@ -17,7 +17,15 @@ from tokenpass.graph.join import (
     broadcast_targets,
     join_dims,
 )
-from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, cut_places, join_demands
+from tokenpass.graph.rule import (
+    Blocked,
+    Kind,
+    Rule,
+    block_dims,
+    cut_places,
+    join_demands,
+    summed_places,
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Contract(Rule):
     """`y[.., m, n] = sum_k a[.., m, k] b[.., k, n]`; `first` is the operand index of `a`.
 
     Law over a shortened k: probabilities (extensive) sum as they are, other products are weighted
-    by the sizes.
+    by the sizes. With `first=1`, operand 0 is added and broadcast.
     """
 
     kind: ClassVar[Kind] = "reducing"
@@ -57,7 +65,8 @@ class Contract(Rule):
         batch = broadcast([left[:-2], right[:-2]], call.table)
         rows = left[-2:-1] if len(left) > 1 else ()
         columns = right[-1:] if len(right) > 1 else ()
-        return ((*batch, *rows, *columns),)
+        out = (*batch, *rows, *columns)
+        return (broadcast([out, call.operands[0].label], call.table) if self.first else out,)
 
     def targets(self, call: Call, outs: tuple[Label, ...]) -> list[Label]:
         left, right = (operand.label for operand in self.sides(call))
@@ -68,19 +77,28 @@ class Contract(Rule):
         rows = (outs[0][len(batch)],) if len(left) > 1 else ()
         columns = (outs[0][-1],) if len(right) > 1 else ()
         targets = [operand.label for operand in call.operands]
+        targets[: self.first] = broadcast_targets(targets[: self.first], outs[0])
         targets[self.first] = (*left_batch, *rows, recut(left[-1], inner))
         targets[self.first + 1] = (*right_batch, recut(inner_dim(right), inner), *columns)
         return targets
+
+    def keeps_sums(self, call: Call) -> bool:
+        left, right = self.sides(call)
+        both = summed_places(left.label[-1:]) and summed_places((inner_dim(right.label),))
+        biased = self.first > 0 and summed_places((*left.label[:-1], *right.label[-1:]))
+        return not (both or biased)
 
     def execute(self, call: Call, outs: tuple[Label, ...], runner: Runner) -> Any:
         left, right = self.sides(call)
         place = -2 if len(right.label) > 1 else -1
         # where an inner factor is cut, `infer` has checked that both sides list the same ones
-        for factor, other in zip(left.label[-1], inner_dim(right.label), strict=False):
+        pairs = zip(left.label[-1], inner_dim(right.label), strict=False)
+        for entry, (factor, other) in enumerate(pairs):
             sizes = None if factor.cut is None else factor.cut.sizes
             if sizes is None or factor.extensive or other.extensive:
                 continue
-            weighted = factor.cut.weight(right.value, right.label, place)
+            at = (place % len(right.label), entry)
+            weighted = factor.cut.weight(right.value, right.label, at, runner.shape)
             changed = [replace(o, value=weighted) if o is right else o for o in call.operands]
             call = call.with_operands(changed)
         return call.execute()
@@ -124,15 +142,16 @@ class Softmax(Rule):
 
     def infer(self, call: Call) -> tuple[Label, ...]:
         label, dim = list(call.operands[0].label), call.dim()
-        label[dim] = tuple(replace(f, extensive=True) for f in label[dim])
+        label[dim] = tuple(replace(f, extensive=f.cut is not None) for f in label[dim])
         return (tuple(label),)
 
     def execute(self, call: Call, outs: tuple[Label, ...], runner: Runner) -> Any:
         operand, dim = call.operands[0], call.dim()
         value = operand.value
-        for factor in operand.label[dim]:
+        for place, factor in enumerate(operand.label[dim]):
             if factor.cut is not None and factor.cut.sizes is not None:
-                value = factor.cut.add_log_sizes(value, operand.label, dim)
+                at = (dim, place)
+                value = factor.cut.add_log_sizes(value, operand.label, at, runner.shape)
         return call.with_operands([replace(operand, value=value)]).execute()
 
     def targets(self, call: Call, outs: tuple[Label, ...]) -> list[Label]:
@@ -179,6 +198,9 @@ class Reduce(Rule):
         lawful = self.law != "none"
         return [(0, place) for place, cut in cuts if not lawful or cut.sizes is None]
 
+    def keeps_sums(self, call: Call) -> bool:
+        return self.law in ("mean", "sum")
+
     def execute(self, call: Call, outs: tuple[Label, ...], runner: Runner) -> Any:
         operand = call.operands[0]
         places = cut_places(operand, self.dims(call))
@@ -187,7 +209,8 @@ class Reduce(Rule):
         value, share = operand.value, []
         for dim, place in places:
             factor = operand.label[dim][place]
-            value = factor.cut.weight(value, operand.label, dim)
+            if not factor.extensive:
+                value = factor.cut.weight(value, operand.label, (dim, place), runner.shape)
             share.append((factor.size, factor.axis.size))
         out = call.with_operands([replace(operand, value=value)]).execute()
         if self.law == "mean":

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from tokenpass.graph.axis import Axis, Label, find_axis
+from tokenpass.graph.axis import Axis, Label, find_axis, same_size
 from tokenpass.graph.call import Call, Runner
 from tokenpass.graph.demand_lattice import (
     EVERYTHING,
@@ -90,7 +90,7 @@ class Read(Rule):
         if not known or count > self.most or call.get("step", 1) != 1:
             return None
         if start < 0 and isinstance(size, int):
-            start += size
+            start = max(0, start + size)
         return list(range(start, start + count))
 
     def blocked(self, call: Call) -> list[Blocked]:
@@ -109,7 +109,8 @@ class Read(Rule):
         positions = self.positions(call)
         if place is None or positions is None or len(call.operands[0].label[place[0]]) > 1:
             return [joined.read_whole()]
-        return [NOTHING if joined.extent is Extent.NONE else read_at(*positions)]
+        unread = joined.extent is Extent.NONE or not positions
+        return [NOTHING if unread else read_at(*positions)]
 
     def read_positions(self, call: Call, dim: int) -> tuple[Position, ...] | None:
         """The positions that this call reads, for values that hold nothing else."""
@@ -203,8 +204,13 @@ class AdvancedIndex(Rule):
         dims, nodes = self.indexed(call), list(call.node.args[1])  # type: ignore[arg-type]
         node, others = nodes[dim], [nodes[at] for at in dims if at != dim]
         one_each = len(call["indices"][dim].label) == 1 and len(others) == 1
-        in_order = one_each and is_range(others[0])
-        return read_at(node) if in_order and isinstance(node, torch.fx.Node) else None
+        if not one_each or not is_range(others[0]) or not isinstance(node, torch.fx.Node):
+            return None
+        (samples,) = (at for at in dims if at != dim)
+        whole = call.operands[0].label[samples]
+        if len(whole) > 1 or not same_size(call.out_shapes[0][0], call.operands[0].shape[samples]):
+            return None
+        return read_at(node, rows=whole[0].axis.root if whole else None)
 
     def read_positions(self, call: Call, dim: int) -> tuple[Position, ...] | None:
         """The position that this call reads in every sample."""

@@ -92,7 +92,7 @@ def find_streams(
             rejections.append(Rejection("no_chain", place, because, source=source_line(first)))
             continue
         batch, sites = find_sites(chain, mine, axis, labels)
-        demand = demand_of(module, labels, axis)
+        demand = demand_of(module, labels, axis, batch)
         streams.append(Stream(axis, batch, chain, mine, demand, sites))
     return streams
 

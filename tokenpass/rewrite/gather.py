@@ -136,6 +136,9 @@ def merge_rows(rows: torch.Tensor, how: Segment) -> torch.Tensor:
     """`out[b, s] = sum over i with segment[b, i] = s of weights[b, i] rows[b, i]`."""
     rest = list(rows.shape[2:])
     flat = rows.reshape(rows.shape[0], rows.shape[1], -1)
+    if is_one(how.segment.shape[0]):  # every sample agrees
+        shared = (how.segment, how.weights, how.kept, how.moved)
+        how = Segment(*(part.expand(rows.shape[0], -1) for part in shared))
     goal = torch.gather(how.segment, 1, how.moved)
     stay, move = weighted_rows(flat, how.kept, how), weighted_rows(flat, how.moved, how)
     out = stay.scatter_add(1, goal[..., None].expand(-1, -1, flat.shape[-1]), move)
@@ -152,22 +155,27 @@ def weighted_rows(flat: torch.Tensor, index: torch.Tensor, how: Segment) -> torc
 def combine(opened: Factored, weights: torch.Tensor) -> torch.Tensor:
     """`[batch, out, in]` weights applied to the tokens of a value."""
     value, token, batch = opened.value, opened.token, opened.batch
-    rows = value.movedim(token, -2)
     if batch is None:
-        out = torch.matmul(weights[0].to(value.dtype), rows)
-        return opened.close(out.movedim(-2, token))
-    place = batch - (batch > token)
-    rows = rows.movedim(place, 0)
-    shape = [weights.shape[0], *[1] * (rows.dim() - 3), *weights.shape[1:]]
-    out = torch.matmul(weights.to(value.dtype).reshape(shape), rows)
-    return opened.close(out.movedim(0, place).movedim(-2, token))
+        if not is_one(weights.shape[0]):
+            raise Unalignable("per-sample weights meet a value without a batch dimension")
+        rows = value.movedim(token, 0)[None]
+        return opened.close(combine_rows(rows, weights)[0].movedim(0, token))
+    rows = value.movedim((batch, token), (0, 1))
+    return opened.close(combine_rows(rows, weights).movedim((0, 1), (batch, token)))
 
 
-def write_back(opened: Factored, saved: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def combine_rows(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """`out[b, j] = sum_i weights[b, j, i] rows[b, i]`."""
+    out = torch.matmul(weights.to(rows.dtype), rows.reshape(rows.shape[0], rows.shape[1], -1))
+    return out.reshape([rows.shape[0], weights.shape[1], *rows.shape[2:]])
+
+
+def write_back(opened: Factored, saved: Factored, index: torch.Tensor) -> torch.Tensor:
     """The saved long value with the short one's tokens written at `index`."""
     value, token, batch = opened.value, opened.token, opened.batch
     if is_one(index.shape[0]):
-        return torch.index_copy(saved, token, index[0], value)
+        return saved.close(torch.index_copy(saved.value, token, index[0], value))
     if batch is None:
         raise Unalignable("per-sample tokens meet a value without a batch dimension")
-    return torch.scatter(saved, token, spread_index(index, value, token, batch), value)
+    places = spread_index(index, value, token, batch)
+    return saved.close(torch.scatter(saved.value, token, places, value))

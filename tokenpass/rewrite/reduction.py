@@ -19,10 +19,13 @@ from typing import Any
 import torch
 from torch.fx import traceback
 
-from tokenpass.graph.axis import Axis, Factor, Label, Size, Unalignable
+from tokenpass.graph.axis import Axis, Label, Size, Unalignable, find_axis
 from tokenpass.graph.call import is_one
 from tokenpass.graph.demand_lattice import Position
 from tokenpass.shapes import Bool, Float, Int
+
+Place = tuple[int, int]
+Shape = Callable[[Label], list[Size]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +102,18 @@ class Reduction:
             rows = max_rows(above, local)
             return torch.gather(above.expand(rows, -1), 1, local.expand(rows, -1))
 
+    @property
+    def per_sample(self) -> bool:
+        """Whether samples may have lost different tokens."""
+        how = self.reduce
+        if isinstance(how, Gather):
+            own = not is_one(how.index.shape[0])
+        elif isinstance(how, Slice):
+            own = False
+        else:
+            own = not is_one(how.weights.shape[0])
+        return own or (self.parent is not None and self.parent.per_sample)
+
     def local_index(self) -> Int[torch.Tensor, "batch count"]:
         """The parent's token behind each token; a dense reduction has none."""
         if isinstance(self.reduce, Gather):
@@ -121,34 +136,24 @@ class Reduction:
                 self.memo[key] = torch.log(self.sizes).to(dtype)
         return self.memo[key]
 
-    def add_log_sizes(self, value: torch.Tensor, label: Label, dim: int) -> torch.Tensor:
-        """Scores plus log sizes along one dimension."""
+    def add_log_sizes(
+        self, value: torch.Tensor, label: Label, at: Place, shape: Shape
+    ) -> torch.Tensor:
+        """Scores plus log sizes along one factor."""
         with owned_by(self.owner):
-            return value + self.spread(self.log_sizes(value.dtype), label, dim)
+            return value + self.spread(self.log_sizes(value.dtype), label, at, shape)
 
-    def weight(self, value: torch.Tensor, label: Label, dim: int) -> torch.Tensor:
-        """Values times sizes along one dimension (unchanged if every token counts once)."""
+    def weight(self, value: torch.Tensor, label: Label, at: Place, shape: Shape) -> torch.Tensor:
+        """Values times sizes along one factor (unchanged if every token counts once)."""
         if self.sizes is None:
             return value
+        dtype = torch.int64 if value.dtype == torch.bool else value.dtype  # True counts its size
         with owned_by(self.owner):
-            return value * self.spread(self.sizes.to(value.dtype), label, dim)
+            return value * self.spread(self.sizes.to(dtype), label, at, shape)
 
-    def spread(self, rows: torch.Tensor, label: Label, dim: int) -> torch.Tensor:
-        """`[batch, count]` shaped to broadcast against a value along its token dimension."""
-        dim %= len(label)
-        if len(label[dim]) == 2 and label[dim][1].cut is self:
-            return rows.reshape([-1 if at == dim else 1 for at in range(len(label))])
-        if len(label[dim]) != 1:
-            raise Unalignable("sizes meet a dimension of several factors")
-        shape = [1] * len(label)
-        shape[dim] = rows.shape[1]
-        for at, factors in enumerate(label):
-            if at != dim and any(f.axis.root is self.batch for f in factors):
-                rows = over_factors(rows, factors, self.batch)
-                shape[at] = rows.shape[0]
-        if rows.shape[0] not in (1, *shape):
-            raise Unalignable("per-sample sizes meet a value without a batch dimension")
-        return rows.reshape(shape)
+    def spread(self, rows: torch.Tensor, label: Label, at: Place, shape: Shape) -> torch.Tensor:
+        """`[batch or 1, count]` shaped to broadcast against a value along its token factor."""
+        return spread_rows(rows, label, at, self.batch, shape)
 
     def steps_from(self, ancestor: Reduction | None) -> list[Reduction]:
         """The reductions from an ancestor (exclusive) to this one, in order."""
@@ -168,18 +173,6 @@ class Reduction:
         return [self.read.index(p) for p in positions]
 
 
-def over_factors(
-    rows: torch.Tensor, factors: tuple[Factor, ...], batch: Axis | None
-) -> torch.Tensor:
-    """`[batch, count]` rows repeated for what shares a dimension with the batch (heads)."""
-    if len(factors) == 1 or is_one(rows.shape[0]):
-        return rows
-    shape = [rows.shape[0] if f.axis.root is batch else 1 for f in factors]
-    sizes = [rows.shape[0] if f.axis.root is batch else f.size for f in factors]
-    spread = rows.reshape(*shape, rows.shape[1]).expand(*sizes, rows.shape[1])
-    return spread.reshape(-1, rows.shape[1])
-
-
 class DenseIndexRefused(Unalignable):
     """An operand needs an index, and the reduction is dense."""
 
@@ -189,11 +182,44 @@ def sums_in(value: torch.Tensor) -> torch.dtype:
     return torch.promote_types(value.dtype, torch.float32)
 
 
+def spread_rows(
+    rows: torch.Tensor, label: Label, at: Place, batch: Axis | None, shape: Shape
+) -> torch.Tensor:
+    """`[batch or 1, count]` shaped to broadcast against a value, along the token factor at `at`.
+
+    Dimensions that hold neither tokens nor samples have size 1; one that holds other factors too
+    (batch x heads) is filled.
+    """
+    apart = not is_one(rows.shape[0])
+    place = None if batch is None or not apart else find_axis(label, batch)
+    if apart and place is None:
+        raise Unalignable("per-sample tokens meet a value without a batch dimension")
+    if place is not None and place > at:
+        rows = rows.transpose(0, 1)
+    view: list[Size] = []
+    filled: list[Size] = []
+    out: list[Size] = []
+    for dim, group in enumerate(label):
+        if dim not in (at[0], place[0] if place else None):
+            view.append(1), filled.append(1), out.append(1)
+            continue
+        total: Size = 1
+        for entry, factor in enumerate(group):
+            known = (dim, entry) in (at, place)
+            size = shape(((factor,),))[0]
+            view.append(size if known else 1)
+            filled.append(size)
+            total = total * size
+        out.append(total)
+    rows = rows.reshape(view)
+    return rows if len(view) == len(out) else rows.expand(filled).reshape(out)
+
+
 def max_rows(*tensors: torch.Tensor) -> Size:
     """The batch size of index tensors of which some may be shared by all samples."""
     rows: Size = 1
     for tensor in tensors:
-        if not (isinstance(tensor.shape[0], int) and tensor.shape[0] == 1):
+        if not is_one(tensor.shape[0]):
             rows = tensor.shape[0]
     return rows
 

@@ -32,7 +32,7 @@ from tokenpass.graph.axis import (
 from tokenpass.graph.axis_rules import find_rule
 from tokenpass.graph.call import Call, Operand, bind
 from tokenpass.graph.demand_lattice import Extent, Position
-from tokenpass.graph.rule import Rule
+from tokenpass.graph.rule import Blocked, Rule
 from tokenpass.graph.sites import Stream
 from tokenpass.graph.view import View
 from tokenpass.rewrite.gather import combine, merge, open_factors, take, write_back
@@ -180,7 +180,7 @@ class Replay(Interpreter):
         read = self.run_read(call, rule)
         if read is not None:
             return read
-        for index, at in rule.blocked(call):
+        for index, at in [*self.mixed_samples(call), *rule.restored_first(call)]:
             operands = call.operands
             operands[index] = self.restore(operands[index], at)
             call = call.with_operands(operands)
@@ -216,14 +216,28 @@ class Replay(Interpreter):
         slots_of = getattr(rule, "read_positions", None)
         if slots_of is None:
             return None
-        for index, (dim, place) in rule.blocked(call):
-            operand = call.operands[index]
-            positions = slots_of(call, dim)
-            cut = operand.label[dim][place].cut
-            slots = None if positions is None else cut.slots(positions)
-            if slots is not None and index == 0 and len(operand.label[dim]) == 1:
-                return rule.read_slots(call, dim, slots)  # type: ignore[attr-defined]
-        return None
+        blocked = rule.blocked(call)
+        if len(blocked) != 1 or blocked[0][0] != 0:
+            return None
+        ((_, (dim, place)),) = blocked
+        factors = call.operands[0].label[dim]
+        positions = slots_of(call, dim) if len(factors) == 1 else None
+        slots = None if positions is None else factors[place].cut.slots(positions)
+        if slots is None:
+            return None
+        return rule.read_slots(call, dim, slots)  # type: ignore[attr-defined]
+
+    def mixed_samples(self, call: Call) -> list[Blocked]:
+        """Factors cut for each sample by itself, where the call brings samples together."""
+        return [
+            (index, (dim, place))
+            for index, operand in enumerate(call.operands)
+            for dim, factors in enumerate(operand.label)
+            for place, factor in enumerate(factors)
+            if factor.cut is not None
+            and factor.cut.per_sample
+            and not self.view.labels.keeps_samples(call.node, factor.cut.batch, factor.axis)
+        ]
 
     def shorten_queries(self, call: Call, rule: Rule, cut: ReadCut) -> Call:
         """Shorten the operands whose tokens are the output's to the positions that are read.
@@ -291,6 +305,7 @@ class Replay(Interpreter):
             at = find_axis(label, reduction.axis)
             if at is None or label[at[0]][at[1]].cut is not reduction.parent:
                 raise Unalignable(f"{node.name} does not carry the reduction's parent")
+            reduction.memo["saved_label"] = label
             goal = with_cut(label, at, reduction)
             operand = NodeOperand(label, tuple(fake_value(node).shape), value, True, node=node)
             with owned_by(reduction.owner):
@@ -383,11 +398,13 @@ class Replay(Interpreter):
         self, operand: Operand, at: tuple[int, int], cut: Reduction, target: Label
     ) -> Operand:
         """One factor of one operand brought to a deeper cut."""
-        node = getattr(operand, "node", None)
+        node = self.unwritten(operand)
         key = ("short", node, operand.label, at, cut, offers(operand.label, target, cut, self))
         if node is not None and key in self.memo:
             return self.memo[key]
         factor = operand.label[at[0]][at[1]]
+        if factor.extensive:
+            raise Unalignable("sums over merged tokens meet a value that was shortened further")
         with owned_by(cut.owner):
             if factor.axis.constant:
                 out = self.shorten_constant(operand, at, cut)
@@ -410,6 +427,11 @@ class Replay(Interpreter):
         sizes = [-1] * value.dim()
         sizes[at[0]] = cut.count
         return self.with_value(operand, value.expand(sizes), with_cut(operand.label, at, cut))
+
+    def unwritten(self, operand: Operand) -> Node | None:
+        """The node by which what is made of an operand is remembered; None if it is written to."""
+        node = getattr(operand, "node", None)
+        return None if node in self.view.written else node
 
     def with_value(self, operand: Operand, value: torch.Tensor, label: Label) -> Operand:
         """The operand after a step; a batch dimension that it grew enters its label."""
@@ -485,7 +507,7 @@ class Replay(Interpreter):
 
     def restore(self, operand: Operand, at: tuple[int, int], because: str = "a barrier") -> Operand:
         """The operand with one factor back at full length."""
-        node = getattr(operand, "node", None)
+        node = self.unwritten(operand)
         key = ("full", node, operand.label, at)
         if node is not None and key in self.memo:
             return self.memo[key]
@@ -505,28 +527,30 @@ class Replay(Interpreter):
         """Undo one reduction."""
         table = self.view.labels.table
         factor = operand.label[at[0]][at[1]]
-        value = operand.value
+        label, value = with_cut(operand.label, at, cut.parent), operand.value
         if factor.extensive and cut.sizes is not None:
             shares = 1.0 / cut.sizes.clamp_min(1.0)
-            value = value * cut.spread(shares.to(value.dtype), operand.label, at[0])
+            value = value * cut.spread(shares.to(value.dtype), operand.label, at, self.shape)
+            label = with_cut(with_cut(label, at, None), at, cut.parent)  # a sum no longer
         opened = open_factors(value, operand.label, at, cut.batch, table, self.shape)
-        if isinstance(cut.reduce, Dense):
+        if isinstance(cut.reduce, Dense) and value.is_floating_point():
             value = combine(opened, cut.reduce.back)
         elif cut.representative is not None:
             value = take(opened, cut.representative)
         elif cut.saved is not None and self.is_like_site(operand, cut):
-            value = write_back(opened, cut.saved, cut.local_index())
+            saved = open_factors(cut.saved, label, at, cut.batch, table, self.shape)
+            value = write_back(opened, saved, cut.local_index())
         elif self.only_protected(operand, cut):
             sizes = list(opened.value.shape)
             sizes[opened.token] = cut.full
             empty = opened.value.new_zeros(sizes)
-            value = opened.close(write_back(opened, empty, cut.local_index()))
+            value = write_back(opened, replace(opened, value=empty), cut.local_index())
         else:
             self.refuse_restore(operand, cut, because)
-        return replace(operand, value=value, label=with_cut(operand.label, at, cut.parent))
+        return replace(operand, value=value, label=label)
 
     def is_like_site(self, operand: Operand, cut: Reduction) -> bool:
-        """Whether a value is of the kind that was saved when tokens left, in its own layer or later.
+        """Whether a value is of the kind that was saved when tokens left, and laid out like it.
 
         Behind the end of the stream no value is: a head's last norm may be the same operator.
         """
@@ -534,6 +558,8 @@ class Replay(Interpreter):
         if node is None or stream is None or node not in stream.chain:
             return False
         if node.target is not cut.memo["site"].node.target:
+            return False
+        if not same_layout(cut.memo["saved_label"], operand.label):
             return False
         end = self.tail(stream, cut)
         return end is not None and self.order[node] <= self.order[end]
@@ -595,6 +621,13 @@ def stream_values(view: View) -> frozenset[Node]:
     for stream in view.streams:
         found |= {stream.birth} | view.downstream(stream.birth)
     return frozenset(found)
+
+
+def same_layout(left: Label, right: Label) -> bool:
+    """Whether two values count the same things in the same dimensions."""
+    return [[factor.axis.root for factor in dim] for dim in left] == [
+        [factor.axis.root for factor in dim] for dim in right
+    ]
 
 
 def leaves_values(cut: Reduction | None) -> bool:
