@@ -14,7 +14,7 @@ Match = tuple[Float[torch.Tensor, "batch sources"], Int[torch.Tensor, "batch sou
 
 def tome(
     keys: Float[torch.Tensor, "batch heads tokens width"],
-    blocked: Bool[torch.Tensor, "batch tokens"] | None,
+    blocked: Bool[torch.Tensor, "#batch tokens"] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Best partner of every even token by the cosine of keys (mean over heads), and its score.
 
