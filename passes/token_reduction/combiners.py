@@ -37,10 +37,10 @@ def size_weighted_mean(
 
 
 def latest_member(
-    real: Bool[torch.Tensor, "batch tokens"] | None,
+    real: Bool[torch.Tensor, "#batch tokens"] | None,
     segment: Int[torch.Tensor, "batch tokens"],
     kept: Int[torch.Tensor, "batch count"],
-    position: Int[torch.Tensor, "rows tokens"] | None = None,
+    position: Int[torch.Tensor, "#batch tokens"] | None = None,
 ) -> Int[torch.Tensor, "batch count"]:
     """The place of the last real token of each segment: the one that a merged token stands for.
 

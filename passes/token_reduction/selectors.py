@@ -10,11 +10,11 @@ from tokenpass.shapes import Bool, Float, Int
 
 
 def keep_best(
-    score: Float[torch.Tensor, "batch tokens"],
+    score: Float[torch.Tensor, "#batch tokens"],
     count: Any,
-    protected: Bool[torch.Tensor, "rows tokens"] | None,
-    padding: Bool[torch.Tensor, "rows tokens"] | None,
-) -> Int[torch.Tensor, "batch count"]:
+    protected: Bool[torch.Tensor, "#batch tokens"] | None,
+    padding: Bool[torch.Tensor, "#batch tokens"] | None,
+) -> Int[torch.Tensor, "#batch count"]:
     """Places of the `count` best tokens, rising; protected ones first, padding last."""
     if padding is not None:
         score = torch.where(padding, float("-inf"), score)
