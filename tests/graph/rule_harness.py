@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -202,9 +202,7 @@ def make_value(spec: T, trial: Trial, generator: torch.Generator) -> torch.Tenso
     """Random entries, one dimension for each letter; duplicates along the tokens if merged."""
     letters = spec.letters()
     shape = trial.shape(letters)
-    if spec.kind == "bool":
-        value = torch.rand(shape, generator=generator) < 0.5
-    elif spec.kind == "keep":
+    if spec.kind == "bool" or spec.kind == "keep":
         value = torch.rand(shape, generator=generator) < 0.5
     elif spec.kind == "int":
         value = torch.randint(-4, 5, shape, generator=generator)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tokenpass.graph.axis_rules import AXIS_RULES, find_rule
+from tokenpass.graph.axis_rules import AXIS_RULES
 
 from .rule_examples import EXAMPLES
 from .rule_harness import CLAIMS, check, draw_trial
