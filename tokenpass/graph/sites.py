@@ -93,7 +93,7 @@ def stream_chain(
     input by another way does not count as a way around the stream.
     """
     best: list[Node] = []
-    for source in [*inputs, *births(flow, axis, labels)]:
+    for source in [*inputs, *births(flow, inputs, axis, labels)]:
         if not nx.has_path(flow, source, goal):
             continue
         idom = nx.immediate_dominators(flow, source)
@@ -108,10 +108,10 @@ def stream_chain(
     return tuple(best)
 
 
-def births(flow: nx.DiGraph, axis: Axis, labels: Labels) -> list[Node]:
-    """Stream values that no other stream value leads to."""
+def births(flow: nx.DiGraph, inputs: list[Node], axis: Axis, labels: Labels) -> list[Node]:
+    """Stream values that no other stream value leads to (an input may be one)."""
     nodes = [node for node in flow if node.op == "call_function"]
-    stream = {node for node in nodes if carries_stream(node, axis, labels)}
+    stream = {node for node in [*nodes, *inputs] if carries_stream(node, axis, labels)}
     return [node for node in nodes if node in stream and not stream & set(flow.predecessors(node))]
 
 
