@@ -87,7 +87,7 @@ def test_explain(
     shown = capsys.readouterr().out
     for part in ("edited, budget 0.5", "GFLOP", "layers.2", "token_merge/tome", "plan written"):
         assert part in shown
-    assert "users_code.py:12" in shown
+    assert "at users_code.py:13 in forward" in shown
     assert max(map(len, shown.splitlines())) <= 100
     assert run(monkeypatch, "plan", "check", "plan.yaml") == 0
     assert "a plan of" in capsys.readouterr().out

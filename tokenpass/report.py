@@ -117,9 +117,9 @@ def headline(report: GraphReport) -> str:
         return "dense, nothing was planned"
     budget = f"budget {plan.budget:g}"
     scale, name = unit(plan.objective)
-    costs = f"{plan.planned_cost * scale:.3f} of {plan.dense_cost * scale:.3f} {name}"
+    costs = f"{plan.planned_cost * scale:.4g} of {plan.dense_cost * scale:.4g} {name}"
     if report.outcome == "dense":
-        return f"dense, {budget}, predicted {plan.dense_cost * scale:.3f} {name}"
+        return f"dense, {budget}, predicted {plan.dense_cost * scale:.4g} {name}"
     error = "exact" if report.exact else f"estimated error {plan.error:.3g}"
     return f"edited, {budget}, predicted cost {plan.share:.3f} of dense ({costs}), {error}"
 
