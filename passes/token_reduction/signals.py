@@ -18,8 +18,9 @@ from tokenpass.graph.demand_lattice import Position
 from tokenpass.graph.regions import AttentionRegion
 from tokenpass.graph.sites import Site, Stream
 from tokenpass.rewrite.gather import open_factors
+from tokenpass.rewrite.read_cut import place_among
 from tokenpass.rewrite.reduction import Reduction, Segment, max_rows
-from tokenpass.rewrite.replay import Replay, place_among
+from tokenpass.rewrite.replay import Replay
 
 DATA_SIGNALS = frozenset({"keys", "attention_row", "hidden"})
 

@@ -20,7 +20,7 @@ from tokenpass.passes.base import Candidate, LossyPass, PassContext
 from tokenpass.pipeline.found import exact_edits
 from tokenpass.pipeline.planned import Planned, carried_out
 from tokenpass.plan.levels import TOKENS, evaluator
-from tokenpass.rewrite.replay import ReplayRefused
+from tokenpass.rewrite.restoring import ReplayRefused
 from tokenpass.rewrite.rewriter import Actions
 
 

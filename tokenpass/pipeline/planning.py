@@ -29,7 +29,7 @@ from tokenpass.plan.levels import constant, evaluator, level_expression
 from tokenpass.plan.plan_file import pinned_plan
 from tokenpass.plan.planner import Chosen, choose, keep_all
 from tokenpass.plan.pricing import Prices, price
-from tokenpass.rewrite.replay import ReplayRefused
+from tokenpass.rewrite.restoring import ReplayRefused
 from tokenpass.rewrite.rewriter import Actions
 
 PAYS = 0.985

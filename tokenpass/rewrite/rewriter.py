@@ -11,7 +11,8 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
 
 from tokenpass.graph.view import View
-from tokenpass.rewrite.replay import Action, ReadCut, Replay
+from tokenpass.rewrite.read_cut import ReadCut
+from tokenpass.rewrite.replay import Action, Replay
 from tokenpass.rewrite.verify import verify_rewrite
 from tokenpass.tracing import carry_over, retrace
 
