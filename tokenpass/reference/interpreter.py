@@ -91,8 +91,10 @@ class Reference(Interpreter):
         """The site's value after one edit, at full length."""
         flat = to_rows(value, site)
         if site.stream not in self.groups:
-            self.groups[site.stream] = untouched(*flat.shape[:2], self.padding(site.attention))
-        tokens = {"tokens": flat.shape[1], "Mod": int.__mod__, **LEVEL_WORDS}
+            self.groups[site.stream] = untouched(
+                flat.shape[0], flat.shape[1], self.padding(site.attention)
+            )
+        tokens: dict[str, Any] = {"tokens": flat.shape[1], "Mod": math.fmod, **LEVEL_WORDS}
         count = int(eval(edit.level, {"__builtins__": {}}, tokens))
         if edit.pass_name == "token_merge":
             flat = self.merge(edit, site, flat, count)

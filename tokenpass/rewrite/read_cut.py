@@ -32,9 +32,9 @@ def run_start(positions: tuple[Position, ...], full: Size, parent: Reduction | N
 
     Below an ordered lossy cut only the protected first and last tokens have known places.
     """
-    if any(isinstance(p.at, Node) for p in positions):
+    places = [p.at for p in positions if isinstance(p.at, int)]
+    if len(places) < len(positions):
         return None
-    places = [p.at for p in positions]
     if any(b - a != 1 for a, b in pairwise(places)):
         return None
     if parent is None:

@@ -91,7 +91,7 @@ class Replay(Restoring):
 
     def run_getitem(self, node: Node) -> Any:
         """Pick one of several outputs, with its label."""
-        source, index = node.args
+        (source,), index = node.all_input_nodes, node.args[1]
         if source in self.now and isinstance(index, int):
             self.now[node] = (self.now[source][index],)
         return self.env[source][index]
