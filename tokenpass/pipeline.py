@@ -555,7 +555,8 @@ def token_counts(planned: Planned) -> list[tuple[str, str]]:
     counts = []
     for region in planned.view.regions:
         axis = id(region.query_axis)
-        incoming = now.get(axis, str(region.query_axis.size))
+        size = region.query_axis.size
+        incoming = now.get(axis, str(size) if isinstance(size, int) else str(TOKENS))
         outgoing = behind.get(id(region), incoming)
         now[axis] = outgoing
         counts.append((incoming, outgoing))
