@@ -85,7 +85,7 @@ def test_explain(
     arguments = ("--budget", "50%", "--flops", "--save", "plan.yaml")
     assert run(monkeypatch, "explain", f"users_code:{name}", *arguments) == 0
     shown = capsys.readouterr().out
-    for part in ("edited, budget 0.5", "GFLOP", "layers.2", "token_merge/tome", "plan written"):
+    for part in ("edited, budget 0.5", "MFLOP", "layers.2", "token_merge/tome", "plan written"):
         assert part in shown
     assert "at users_code.py:13 in forward" in shown
     assert max(map(len, shown.splitlines())) <= 100

@@ -34,13 +34,13 @@ def codes_in(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
             first = node.args[0]
             if node.func.id in MAKERS and isinstance(first, ast.Constant):
-                yield first.value
+                yield str(first.value)
         if isinstance(node, ast.FunctionDef) and getattr(node.returns, "id", "") == REASONS:
             for found in ast.walk(node):
                 if isinstance(found, ast.Return) and isinstance(found.value, ast.Tuple):
                     (first, *_) = found.value.elts
                     assert isinstance(first, ast.Constant), ast.unparse(found)
-                    yield first.value
+                    yield str(first.value)
 
 
 def test_every_code_of_the_sources_is_listed_and_no_other() -> None:

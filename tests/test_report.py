@@ -90,8 +90,10 @@ def test_exact_dense_and_failed_graphs() -> None:
     exact = GraphReport("edited", Plan("a", dense_cost=1.0, planned_cost=0.9))
     assert "predicted cost 0.900 of dense (900 of 1000 ms), exact" in text(exact)
     dense = GraphReport("dense", Plan("a", dense_cost=1.0, planned_cost=1.0, objective="flops"))
-    assert text(dense) == "tokenpass: dense, budget 1, predicted 1e-09 GFLOP"
+    assert text(dense) == "tokenpass: dense, budget 1, predicted 1e-06 MFLOP"
     assert text(GraphReport("dense", Plan(""))) == "tokenpass: dense, nothing was planned"
+    asked = GraphReport("dense", Plan("a", dense_cost=2e-5), goal="max_error 0.1")
+    assert text(asked) == "tokenpass: dense, max_error 0.1, predicted 20 us"
     failed = GraphReport("fallback", Plan(""), cause="KeyError: 'x'")
     assert text(failed) == "tokenpass: dense, because tokenpass failed: KeyError: 'x'"
 

@@ -12,7 +12,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.fx import GraphModule
@@ -95,7 +95,24 @@ def plan_graph(module: GraphModule, example_inputs: Sequence[Any], config: Confi
         plan = Plan(mark, budget=config.budget or 1.0, rejections=(training,))
         return Made(GraphReport("dense", plan))
     planned = make_plan(view, captured, config)
+<<<<<<< HEAD
     return Made(report_of(planned, time.perf_counter() - start), planned)
+=======
+    report = planned.report(time.perf_counter() - start)
+    return Made(replace(report, goal=goal(config)), planned)
+
+
+def goal(config: Config) -> str:
+    """What the planner was asked for, to be shown."""
+    if config.edits is not None:
+        return f"plan of {config.origin}"
+    parts = [
+        f"{name} {value:g}"
+        for name, value in (("budget", config.budget), ("max_error", config.max_error))
+        if value is not None
+    ]
+    return " and ".join(parts)
+>>>>>>> tell
 
 
 def promise(planned: Planned, config: Config) -> Promise:

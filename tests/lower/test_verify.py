@@ -188,6 +188,6 @@ def test_an_edit_that_is_not_exact_is_caught(monkeypatch: pytest.MonkeyPatch) ->
         return lambda *inputs: [out * 1.01 for out in Interpreter(module).run(*inputs)]
 
     monkeypatch.setattr("tokenpass.backend.lower", off_by_a_little)
-    options = {"objective": "flops", "verify": "first", "on_failure": "raise"}
+    options: dict[str, Any] = {"objective": "flops", "verify": "first", "on_failure": "raise"}
     with torch.no_grad(), pytest.raises(InternalError, match="only exact edits were made"):
         torch.compile(Reader().eval(), backend=backend, options=options)(torch.randn(2, 64, 32))

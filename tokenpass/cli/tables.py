@@ -50,7 +50,7 @@ def report(graph: GraphReport) -> RenderableType:
 
 def layers(graph: GraphReport) -> Table:
     """Tokens and costs of each layer."""
-    _, name = unit(graph.plan.objective)
+    _, name = unit(graph.plan)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for at, head in enumerate(HEAD):
         title = f"{head} {name}" if head in ("dense", "planned") else head
