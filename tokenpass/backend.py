@@ -95,10 +95,7 @@ def plan_graph(module: GraphModule, example_inputs: Sequence[Any], config: Confi
         plan = Plan(mark, budget=config.budget or 1.0, rejections=(training,))
         return Made(GraphReport("dense", plan))
     planned = make_plan(view, captured, config)
-<<<<<<< HEAD
-    return Made(report_of(planned, time.perf_counter() - start), planned)
-=======
-    report = planned.report(time.perf_counter() - start)
+    report = report_of(planned, time.perf_counter() - start)
     return Made(replace(report, goal=goal(config)), planned)
 
 
@@ -112,7 +109,6 @@ def goal(config: Config) -> str:
         if value is not None
     ]
     return " and ".join(parts)
->>>>>>> tell
 
 
 def promise(planned: Planned, config: Config) -> Promise:

@@ -8,6 +8,7 @@ from tokenpass.cost.device import DeviceProfile
 from tokenpass.cost.roofline import GraphCost
 from tokenpass.graph.layers import costs_by_layer, layer_prefixes
 from tokenpass.pipeline.planned import Planned
+from tokenpass.plan.levels import TOKENS
 from tokenpass.plan.plan_file import plan_to_yaml
 from tokenpass.report import GraphReport, LayerRow
 
@@ -89,7 +90,8 @@ def token_counts(planned: Planned) -> list[tuple[str, str]]:
     counts = []
     for region in planned.view.regions:
         axis = id(region.query_axis)
-        incoming = now.get(axis, str(region.query_axis.size))
+        size = region.query_axis.size
+        incoming = now.get(axis, str(size) if isinstance(size, int) else str(TOKENS))
         outgoing = behind.get(id(region), incoming)
         now[axis] = outgoing
         counts.append((incoming, outgoing))
