@@ -96,6 +96,24 @@ UNARY = alone()
 BOOLS = pairs("bool")
 COMPARE = pairs("int")
 
+RESHAPES = [
+    ex(X, S("(b n) c")),
+    ex(TWO_D, S("b n c")),
+    ex(T("(n b) c"), S("n b c")),
+    ex(T("b n (h d)"), S("b n h d")),
+    ex(T("b n h d"), S("b n (h d)")),
+    ex(T("b n h d"), S("(b n h) d")),
+    ex(T("(b n h) d"), S("(b n) (h d)")),
+    ex(T("b h n d"), S("(b h) n d")),
+    ex(T("(b h) n d"), S("b h n d")),
+    ex(X, S("b 1 n 1 c")),
+    ex(T("b n 3 h d"), S("b n (3 h d)")),
+    ex(T("b (n 2) c"), S("b n (2 c)")),
+    ex(T("n 6"), S("n 2 3")),
+    ex(T("n 4"), S("(n 2) 2")),
+    ex(T("b n c"), S("b (n c)")),
+]
+
 EXAMPLES: Mapping[Any, list[Example]] = {
     aten.mul.Tensor: pairs() + pairs("int"),
     aten.mul.Scalar: alone(3),
@@ -159,7 +177,6 @@ EXAMPLES: Mapping[Any, list[Example]] = {
     aten.full_like.default: alone(2.0),
     aten.zeros_like.default: UNARY,
     aten.ones_like.default: UNARY,
-    aten.empty_like.default: [],
     aten.type_as.default: [ex(X, T("c")), ex(X, T("n", "int"))],
     aten.arange.default: [ex(L("n"), tokens="free")],
     aten.arange.start: [ex(1, L("n"), tokens="free")],
@@ -167,32 +184,13 @@ EXAMPLES: Mapping[Any, list[Example]] = {
     aten.zeros.default: [ex(S("b n"), tokens="free")],
     aten.ones.default: [ex(S("b n"), tokens="free")],
     aten.full.default: [ex(S("b n"), 2.0, tokens="free")],
-    aten.empty.memory_format: [],
     aten.scalar_tensor.default: [ex(2.0, tokens="free")],
     aten.new_zeros.default: [ex(X, S("b n"), tokens="free")],
     aten.new_ones.default: [ex(X, S("n n"), tokens="free")],
     aten.new_full.default: [ex(X, S("n"), 2.0, tokens="free")],
-    aten.new_empty.default: [],
-    **dict.fromkeys(
-        (aten.view.default, aten._unsafe_view.default, aten.reshape.default),
-        [
-            ex(X, S("(b n) c")),
-            ex(TWO_D, S("b n c")),
-            ex(T("(n b) c"), S("n b c")),
-            ex(T("b n (h d)"), S("b n h d")),
-            ex(T("b n h d"), S("b n (h d)")),
-            ex(T("b n h d"), S("(b n h) d")),
-            ex(T("(b n h) d"), S("(b n) (h d)")),
-            ex(T("b h n d"), S("(b h) n d")),
-            ex(T("(b h) n d"), S("b h n d")),
-            ex(X, S("b 1 n 1 c")),
-            ex(T("b n 3 h d"), S("b n (3 h d)")),
-            ex(T("b (n 2) c"), S("b n (2 c)")),
-            ex(T("n 6"), S("n 2 3")),
-            ex(T("n 4"), S("(n 2) 2")),
-            ex(T("b n c"), S("b (n c)")),
-        ],
-    ),
+    aten.view.default: RESHAPES,
+    aten._unsafe_view.default: RESHAPES,
+    aten.reshape.default: RESHAPES,
     aten.flatten.using_ints: [
         ex(X, 0, 1),
         ex(X, -2, -1),

@@ -146,9 +146,7 @@ def test_train_mode(training: str) -> None:
 @pytest.mark.parametrize("name", ["bert_padded", "llama", "gpt2", "pooled", "t5"])
 def test_one_compile_serves_several_lengths(name: str) -> None:
     model, call, _ = family(name)
-    run = torch.compile(
-        model, backend="tokenpass", dynamic=True, options={**EAGER, "budget": 0.7}
-    )
+    run = torch.compile(model, backend="tokenpass", dynamic=True, options={**EAGER, "budget": 0.7})
     shapes = []
     for length in (20, 17, 14, 19):
         shorter = {k: cut(k, v, length) for k, v in call.items()}
@@ -275,6 +273,8 @@ def test_pinned_edits_through_options() -> None:
     }
     assert pinned(edits, config["fingerprint"]).edits
     with torch.no_grad():
-        run = torch.compile(model, backend="tokenpass", options={"lowering": "eager", "config": config})
+        run = torch.compile(
+            model, backend="tokenpass", options={"lowering": "eager", "config": config}
+        )
         got = run(**call)
     assert relative([got.logits], graph.reference(edits)) < 1e-9

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from tokenpass.graph.axis import Axis, Factor, Label, Unalignable
+from tokenpass.graph.axis import Axis, Dim, Factor, Label, Unalignable
 from tokenpass.graph.call import Call, Operand, Runner
 from tokenpass.graph.demand_lattice import Demand
 from tokenpass.graph.join import broadcast, broadcast_targets, join_dims
@@ -35,13 +35,15 @@ class Attention(Rule):
         return call["query"], call["key"], call["value"], call.get("attn_mask")
 
     def infer(self, call: Call) -> tuple[Label, ...]:
+        rows, _ = self.tokens(call)
+        return ((*self.batch(call), rows, call["value"].label[-1]),)
+
+    def tokens(self, call: Call) -> tuple[Dim, Dim]:
+        """What queries and keys count, joined with the mask's."""
         query, key, value, mask = self.parts(call)
-        keys = join_dims([key.label[-2], value.label[-2]], call.table)
-        batch = self.batch(call)
-        if mask is not None and len(mask.label) >= 2:
-            join_dims([mask.label[-2], query.label[-2]], call.table)
-            join_dims([mask.label[-1], keys], call.table)
-        return ((*batch, query.label[-2], value.label[-1]),)
+        seen = ((), (), *mask.label)[-2:] if mask is not None else ((), ())
+        rows = join_dims([query.label[-2], seen[0]], call.table)
+        return rows, join_dims([key.label[-2], value.label[-2], seen[1]], call.table)
 
     def batch(self, call: Call) -> Label:
         """The joined leading dimensions; grouped queries keep their own heads."""
@@ -55,7 +57,7 @@ class Attention(Rule):
 
     def targets(self, call: Call, outs: tuple[Label, ...]) -> list[Label]:
         query, key, value, mask = self.parts(call)
-        keys = join_dims([key.label[-2], value.label[-2]], call.table)
+        _, keys = self.tokens(call)
         batch = outs[0][:-2]
         targets = []
         for operand in (query, key, value):

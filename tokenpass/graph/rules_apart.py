@@ -23,7 +23,7 @@ from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, join_demands, 
 
 @dataclass(frozen=True)
 class Pointwise(Rule):
-    """`f(x, y)[i] = f(x[i], y[i])`, operands broadcast; `linear`: in the first, in one alone."""
+    """`f(x, y)[i] = f(x[i], y[i])`, operands broadcast; `linear`: in the first operand."""
 
     kind: ClassVar[Kind] = "joining"
     linear: bool = False
