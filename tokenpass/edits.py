@@ -29,6 +29,11 @@ REJECTION_CODES: dict[str, tuple[str, str]] = {
         "the stream is causal, and earlier positions are read too",
         "logits_to_keep=1, or a policy by position (uniform, random)",
     ),
+    "padded_cache": ("a shorter cache would not meet the padding mask", "leave the mask out"),
+    "barrier": (
+        "an operator needs all tokens: they are restored before it",
+        "nothing: no gain there",
+    ),
     "nothing_behind": ("only what the outputs read is left behind it", "nothing: no gain there"),
     "no_query_position": (
         "no position is read alone, so no row of attention can score",

@@ -129,8 +129,9 @@ def headline(report: GraphReport) -> str:
 
 def edit_text(edit: Edit) -> str:
     """One edit on one line."""
-    policy = f"/{edit.policy}" if edit.policy else ""
-    return f"{edit.pass_name}{policy} at {edit.site} keeps {edit.level}"
+    if not edit.policy.isidentifier():  # an exact edit names the positions that are read
+        return f"{edit.pass_name} at {edit.site} keeps {edit.level} (position {edit.policy})"
+    return f"{edit.pass_name}/{edit.policy} at {edit.site} keeps {edit.level}"
 
 
 HEAD = ("layer", "module", "tokens in", "tokens out", "dense", "planned", "share")

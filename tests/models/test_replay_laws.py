@@ -53,7 +53,9 @@ def all_tokens(stream: Stream, site: Site, shuffled: bool) -> Action:
 
 
 def replayed(graph: Graph, at: dict[Node, list[Action]]) -> list[Any]:
-    return graph.run(rewrite(graph.view, Actions(at), graph.captured.fakes, graph.captured.mode))
+    return graph.run(
+        rewrite(graph.view, Actions(at), graph.captured.fakes, graph.captured.mode).module
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)

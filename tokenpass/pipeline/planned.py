@@ -78,10 +78,13 @@ def carried_out(
     config: Config,
 ) -> Planned:
     """The graph that actions give, priced as itself."""
-    module = rewrite(unedited.view, actions, captured.fakes, captured.mode)
+    made = rewrite(unedited.view, actions, captured.fakes, captured.mode)
+    module, rejections = made.module, (*unedited.plan.rejections, *made.barriers)
     edited = graph_cost(module, op_costs())
     cost = edited.evaluate(unedited.sizes, unedited.profile, config.objective)
-    plan = replace(unedited.plan, edits=edits, planned_cost=cost, notes=notes)
+    plan = replace(
+        unedited.plan, edits=edits, planned_cost=cost, notes=notes, rejections=rejections
+    )
     return replace(unedited, plan=plan, module=module, edited=edited)
 
 

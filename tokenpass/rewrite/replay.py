@@ -15,6 +15,7 @@ import torch
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
+from tokenpass.edits import Rejection
 from tokenpass.graph.axis import (
     Unalignable,
     find_axis,
@@ -30,7 +31,7 @@ from tokenpass.rewrite.read_cut import ReadCut, place_among, run_start
 from tokenpass.rewrite.reduction import Gather, Reduction, Slice, owned_by
 from tokenpass.rewrite.restoring import Restoring, leaves_values
 from tokenpass.rewrite.values import NodeOperand
-from tokenpass.tracing import fake_value
+from tokenpass.tracing import fake_value, module_path, source_line
 
 aten = torch.ops.aten
 
@@ -53,6 +54,7 @@ class Replay(Restoring):
         self.actions = actions
         self.read_cuts = read_cuts
         self.keep_short = keep_short
+        self.barriers: list[Rejection] = []
 
     def run_node(self, n: Node) -> Any:
         if n in self.env:
@@ -180,8 +182,11 @@ class Replay(Restoring):
         return call.with_operands(operands)
 
     def run_barrier(self, node: Node, because: str = "no rule") -> Any:
-        """Run a call at full length, after restoring every operand."""
+        """Run a call at full length, after restoring every operand, and say so."""
         call = self.call(node)
+        where = module_path(node) or node.name
+        reason = f"{node.target} needs all tokens ({because}): they are restored before it"
+        self.barriers.append(Rejection("barrier", where, reason, source=source_line(node)))
         operands = []
         for operand in call.operands:
             for at in [
