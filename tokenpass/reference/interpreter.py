@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from tokenpass.edits import Edit
+from tokenpass.ops.merge_assignment import merge_best
 from tokenpass.passes.token_reduction.matchers import MATCHERS
 from tokenpass.passes.token_reduction.scorers import SCORERS
-from tokenpass.passes.token_reduction.selectors import keep_best, merge_best
+from tokenpass.passes.token_reduction.selectors import keep_best
 from tokenpass.reference.attention import (
     grouped_attention,
     grouped_softmax,
