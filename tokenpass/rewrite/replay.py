@@ -259,7 +259,12 @@ class Replay(Restoring):
         return value
 
     def read_reduction(self, cut: ReadCut, parent: Reduction | None) -> Reduction:
-        """The exact cut below a parent: the slots that stand for the positions read."""
+        """The exact cut below a parent: the slots that stand for the positions read.
+
+        Behind the first value that was cut the parent is that cut itself.
+        """
+        if parent is not None and parent.read == cut.positions and parent.axis is cut.stream.axis:
+            return parent
         key = (cut.owner, "read", parent)
         if key in self.memo:
             return self.memo[key]
