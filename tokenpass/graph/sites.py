@@ -109,10 +109,17 @@ def stream_chain(
 
 
 def births(flow: nx.DiGraph, axis: Axis, labels: Labels) -> list[Node]:
-    """Stream values that no other stream value leads to."""
+    """Stream values that no other stream value leads to, on whatever way."""
     nodes = [node for node in flow if node.op == "call_function"]
-    stream = {node for node in nodes if carries_stream(node, axis, labels)}
-    return [node for node in nodes if node in stream and not stream & set(flow.predecessors(node))]
+    led_to: set[Node] = set()
+    found = []
+    for node in nodes:
+        if any(source in led_to for source in flow.predecessors(node)):
+            led_to.add(node)
+        elif carries_stream(node, axis, labels):
+            found.append(node)
+            led_to.add(node)
+    return found
 
 
 def carries_stream(node: Node, axis: Axis, labels: Labels) -> bool:
