@@ -85,7 +85,13 @@ def test_explain(
     arguments = ("--budget", "50%", "--flops", "--save", "plan.yaml")
     assert run(monkeypatch, "explain", f"users_code:{name}", *arguments) == 0
     shown = capsys.readouterr().out
-    for part in ("edited, budget 0.5", "MFLOP", "layers.2", "token_merge/tome", "plan written"):
+    for part in (
+        "edited, budget 0.5",
+        "MFLOP",
+        "layers.2",
+        "token_merge/head_cosine",
+        "plan written",
+    ):
         assert part in shown
     assert "at users_code.py:13 in forward" in shown
     assert max(map(len, shown.splitlines())) <= 100
@@ -94,7 +100,7 @@ def test_explain(
     if name == "make":
         file = "users_code.py:make"
         assert run(monkeypatch, "explain", file, "--config", "plan.yaml") == 0
-        assert "token_merge/tome" in capsys.readouterr().out
+        assert "token_merge/head_cosine" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

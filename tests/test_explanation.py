@@ -83,7 +83,13 @@ def test_tokens_costs_edits_and_reasons() -> None:
     assert any(r.code == "nothing_behind" and "test_explanation.py" in r.source
                for r in graph.rejections)  # fmt: skip
     shown = str(told)
-    for part in ("budget 0.5", "tokens in", "blocks.1", "edit: token_merge/tome", "left alone:"):
+    for part in (
+        "budget 0.5",
+        "tokens in",
+        "blocks.1",
+        "edit: token_merge/head_cosine",
+        "left alone:",
+    ):
         assert part in shown
     assert repr(told) == shown
 

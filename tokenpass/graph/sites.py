@@ -109,10 +109,18 @@ def stream_chain(
 
 
 def births(flow: nx.DiGraph, inputs: list[Node], axis: Axis, labels: Labels) -> list[Node]:
-    """Stream values that no other stream value leads to (an input may be one)."""
-    nodes = [node for node in flow if node.op == "call_function"]
-    stream = {node for node in [*nodes, *inputs] if carries_stream(node, axis, labels)}
-    return [node for node in nodes if node in stream and not stream & set(flow.predecessors(node))]
+    """Stream values that no other stream value leads to, on whatever way (an input may be one)."""
+    led_to = {node for node in inputs if carries_stream(node, axis, labels)}
+    found = []
+    for node in flow:
+        if node.op != "call_function":
+            continue
+        if any(source in led_to for source in flow.predecessors(node)):
+            led_to.add(node)
+        elif carries_stream(node, axis, labels):
+            found.append(node)
+            led_to.add(node)
+    return found
 
 
 def carries_stream(node: Node, axis: Axis, labels: Labels) -> bool:

@@ -1,0 +1,37 @@
+"""Traces small functions into graphs like those that capture makes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from tokenpass.tracing import retrace
+
+
+def trace_graph(function, *examples, dynamic=()) -> GraphModule:
+    """The pre-dispatch graph; `dynamic` lists (argument, dimension) pairs that have a symbol."""
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    fakes = []
+    for place, example in enumerate(examples):
+        kinds = [
+            DimDynamic.DYNAMIC if (place, dim) in dynamic else DimDynamic.STATIC
+            for dim in range(example.dim())
+        ]
+        context = StatelessSymbolicContext(dynamic_sizes=kinds)
+        fakes.append(mode.from_tensor(example, symbolic_context=context))
+    with torch.no_grad():
+        return retrace(function, fakes, mode)
+
+
+@pytest.fixture
+def trace():
+    return trace_graph
+
+
+@pytest.fixture
+def named():
+    """Nodes of a graph by name."""
+    return lambda module: {node.name: node for node in module.graph.nodes}
