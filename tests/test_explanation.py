@@ -165,7 +165,7 @@ def test_a_model_compiled_in_place_is_explained_and_left_so() -> None:
 def test_the_model_is_not_kept_alive() -> None:
     model = Encoder().eval()
     told = tokenpass.explain(model, example(), options=FLOPS)
-    gone = weakref.ref(model.blocks[0].qkv.weight)  # type: ignore[union-attr]
+    gone = weakref.ref(model.blocks[0].qkv.weight)
     del model
     import gc
 
