@@ -28,6 +28,7 @@ from tokenpass.passes.token_reduction.signals import SiteSignals
 from tokenpass.passes.token_reduction.token_pass import token_candidates
 from tokenpass.rewrite.reduction import Reduction, Segment, owned_by, sums_in
 from tokenpass.rewrite.replay import Action, Replay
+from tokenpass.rewrite.rewriter import hinted
 
 
 class TokenMerge(LossyPass):
@@ -65,6 +66,7 @@ def find_matcher(name: str) -> Any:
 def merge_tokens(signals: SiteSignals, matcher: Any, value: Any, owner: int) -> Reduction:
     """The reduction that merges the most similar pairs at a site."""
     parent, tokens, count = signals.parent, signals.tokens, signals.count
+    signals.check_level(hinted(tokens) // 2, owner)  # every second token may join another
     padding, protected = signals.padding, signals.protected()
     blocked = (
         protected if padding is None else padding if protected is None else padding | protected

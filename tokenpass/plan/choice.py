@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -11,7 +12,7 @@ class Choice:
 
     `stream`: which stream (they have counts of their own); `tokens`: its full length; `depth`:
     share of its attention layers before the site; `lowest`: least share of the incoming tokens
-    that may stay; `never_below`: tokens that stay at any level; `weight`: prior error of the
+    that may stay; `never_below`: tokens that stay on top of it, at any level; `weight`: prior error of the
     policy; `fixed`: a share of the incoming tokens that the user asked for.
     """
 
@@ -28,4 +29,4 @@ class Choice:
 
     def least(self, incoming: int) -> int:
         """The fewest tokens that may stay of those that come in."""
-        return min(incoming, max(self.never_below, -int(-incoming * self.lowest // 1)))
+        return min(incoming, self.never_below + math.ceil(incoming * self.lowest))
