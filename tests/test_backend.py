@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import tokenpass
 from tests.models.zoo import Pooled, ready
-from tokenpass import pipeline
 from tokenpass.errors import (
     ConfigError,
     FallbackWarning,
@@ -55,10 +54,10 @@ def run(model: nn.Module, x: Tensor, **options: Any) -> Tensor:
 
 
 def test_a_budget_edits(model: nn.Module, x: Tensor) -> None:
-    got = run(model, x, budget=0.6)
+    got = run(model, x, budget=0.7)
     (report,) = last_reports()
     assert report.outcome == "edited"
-    assert report.plan.share <= 0.6
+    assert report.plan.share <= 0.7
     assert not torch.equal(got, model(x))
 
 
@@ -74,7 +73,7 @@ def test_a_failure_compiles_dense_with_one_warning(
 ) -> None:
     fail_in(monkeypatch, "no such token\nand more lines")
     with pytest.warns(FallbackWarning) as caught:
-        got = run(model, x, budget=0.6)
+        got = run(model, x, budget=0.7)
     (warning,) = caught
     assert "RuntimeError: no such token" in str(warning.message)
     assert "on_failure" in str(warning.message)
@@ -87,7 +86,7 @@ def test_a_failure_compiles_dense_with_one_warning(
 def test_on_failure_raise(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_in(monkeypatch, "no such token")
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="no such token"):
-        run(model, x, budget=0.6, on_failure="raise")
+        run(model, x, budget=0.7, on_failure="raise")
 
 
 def test_a_failing_policy_compiles_dense(
@@ -98,9 +97,9 @@ def test_a_failing_policy_compiles_dense(
     def broken(*args: Any) -> Any:
         raise KeyError("keys")
 
-    monkeypatch.setattr(token_merge, "merge_best", broken)
+    monkeypatch.setattr(token_merge, "merge_assignment", broken)
     with pytest.warns(FallbackWarning, match="keys"):
-        got = run(model, x, budget=0.6)
+        got = run(model, x, budget=0.7)
     assert torch.equal(got, model(x))
 
 
@@ -145,11 +144,13 @@ class Mutates(nn.Module):
 def test_a_write_through_a_view_is_refused(x: Tensor) -> None:
     torch.manual_seed(0)
     model = ready(Mutates(), 1.5)
-    got = run(model, x, budget=0.6, on_failure="raise")
+    got = run(model, x, budget=0.7, on_failure="raise")
     found = [r for r in last_reports()[-1].rejections if r.code == "mutated_alias"]
     assert found
     assert "add_" in Path(__file__).read_text().splitlines()[line_of(found[0].because) - 1]
-    assert torch.allclose(got, model(x))
+    edits = last_reports()[-1].plan.edits
+    assert edits and all(e.site.startswith("body.blocks.1") for e in edits)
+    assert not torch.equal(got, model(x))
 
 
 def line_of(text: str) -> int:
@@ -213,7 +214,7 @@ def test_a_missing_file(model: nn.Module, x: Tensor, tmp_path: Path) -> None:
 
 
 def saved_plan(model: nn.Module, x: Tensor, folder: Path) -> tuple[Path, Tensor]:
-    got = run(model, x, budget=0.6)
+    got = run(model, x, budget=0.7)
     path = folder / "plan.yaml"
     path.write_text(last_reports()[-1].plan_yaml, encoding="utf-8")
     return path, got
@@ -243,7 +244,7 @@ def test_a_site_with_a_typo_names_the_nearest(model: nn.Module, x: Tensor, tmp_p
         run(model, x, config=path)
 
 
-@pytest.mark.parametrize("level", ["0", "25", "11", "tokens + 1", "tokens - 30"])
+@pytest.mark.parametrize("level", ["0", "25", "11", "tokens+1", "tokens-30"])
 def test_a_pinned_level_out_of_range(
     model: nn.Module, x: Tensor, tmp_path: Path, level: str
 ) -> None:
@@ -263,7 +264,7 @@ def test_the_log_tells_the_report(
     model: nn.Module, x: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="tokenpass"):
-        run(model, x, budget=0.6)
+        run(model, x, budget=0.7)
     assert "token_merge/head_cosine at blocks.0:after_attention" in caplog.text
 
 
@@ -342,7 +343,7 @@ def test_parameters_are_static_inputs(
         return torch.fx.Interpreter(module).run
 
     monkeypatch.setattr(backend, "lower_inductor", lower)
-    run(model, x, budget=0.6, lowering="inductor")
+    run(model, x, budget=0.7, lowering="inductor")
     (graph,) = seen
     nodes = [n for n in graph.graph.nodes if n.op == "placeholder"]
     static = [n for n in nodes if "_dynamo_static_input_type" in (n.meta.get("tensor_dict") or {})]
@@ -351,8 +352,7 @@ def test_parameters_are_static_inputs(
 
 
 def test_the_pipeline_is_pure(model: nn.Module, x: Tensor) -> None:
-    run(model, x, budget=0.6)
+    run(model, x, budget=0.7)
     first = last_reports()[-1].plan
-    run(model, x, budget=0.6)
+    run(model, x, budget=0.7)
     assert last_reports()[-1].plan == first
-    assert pipeline.PAYS < 1

@@ -25,14 +25,18 @@ REJECTION_CODES: dict[str, tuple[str, str]] = {
     # of a site
     "mutated_alias": ("a value behind it is written to in place", "write out of place"),
     "cache_keeps_length": ("keys and values behind it leave as a cache", "shorter_cache: true"),
+    "padded_cache": ("a shorter cache would not meet the padding mask", "leave the mask out"),
+    "barrier": (
+        "an operator needs all tokens, which are restored before it",
+        "no gain behind it",
+    ),
+    "level_out_of_range": (
+        "a pinned level keeps more tokens than there are, or fewer than can stay",
+        "choose a level in the range that the message names",
+    ),
     "causal_leak": (
         "the stream is causal, and earlier positions are read too",
         "logits_to_keep=1, or a policy by position (uniform, random)",
-    ),
-    "padded_cache": ("a shorter cache would not meet the padding mask", "leave the mask out"),
-    "barrier": (
-        "an operator needs all tokens: they are restored before it",
-        "nothing: no gain there",
     ),
     "nothing_behind": ("only what the outputs read is left behind it", "nothing: no gain there"),
     "no_query_position": (

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from tokenpass.edits import Rejection
 from tokenpass.graph.axis import Axis, Label, Unalignable, find_axis
 from tokenpass.graph.call import is_one
 from tokenpass.graph.demand_lattice import Position
@@ -21,6 +22,8 @@ from tokenpass.rewrite.gather import open_factors
 from tokenpass.rewrite.read_cut import place_among
 from tokenpass.rewrite.reduction import Reduction, Segment, max_rows
 from tokenpass.rewrite.replay import Replay
+from tokenpass.rewrite.restoring import ReplayRefused
+from tokenpass.rewrite.rewriter import hinted
 
 DATA_SIGNALS = frozenset({"keys", "attention_row", "hidden"})
 
@@ -52,6 +55,17 @@ class SiteSignals:
         if self.parent is not None:
             return self.parent.count
         return self.replay.size(self.stream.axis.size)
+
+    def check_level(self, fewest: int, owner: int) -> None:
+        """Refuse a count of tokens above those that come in, or below `fewest` and the protected.
+
+        Judged at the example call's sizes, so that no guard is added.
+        """
+        least = fewest + len(self.stream.protected.positions)
+        count, tokens = hinted(self.count), hinted(self.tokens)
+        if not max(least, 1) <= count <= tokens:
+            because = f"level {count} is not between {max(least, 1)} and the {tokens} tokens there"
+            raise ReplayRefused(Rejection("level_out_of_range", self.site.name, because), owner)
 
     @property
     def batch(self) -> Any:

@@ -24,6 +24,7 @@ from tokenpass.passes.token_reduction.signals import SiteSignals
 from tokenpass.passes.token_reduction.token_pass import token_candidates
 from tokenpass.rewrite.reduction import Reduction, Segment, owned_by, sums_in
 from tokenpass.rewrite.replay import Action, Replay
+from tokenpass.rewrite.rewriter import hinted
 
 
 class TokenMerge(LossyPass):
@@ -49,9 +50,10 @@ class TokenMerge(LossyPass):
             parent = replay.label(node)[at[0]][at[1]].cut if at else None
             count = level(replay.size(candidate.stream.axis.size))
             signals = SiteSignals(replay, candidate.site, candidate.stream, parent, count, seed)
-            # only sources that are not protected can leave, whatever length or plan file says
-            least = torch.sym_min(signals.tokens, signals.tokens // 2 + candidate.spared)
-            signals = replace(signals, count=torch.sym_max(count, least))
+            if isinstance(candidate.stream.axis.size, torch.SymInt):
+                # only sources that are not protected can leave, however short the stream is
+                least = torch.sym_min(signals.tokens, signals.tokens // 2 + candidate.spared)
+                signals = replace(signals, count=torch.sym_max(count, least))
             with owned_by(owner):
                 return merge_tokens(signals, matcher, value, owner)
 
@@ -66,6 +68,7 @@ def find_matcher(name: str) -> Any:
 def merge_tokens(signals: SiteSignals, matcher: Any, value: Any, owner: int) -> Reduction:
     """The reduction that merges the most similar pairs at a site."""
     parent, tokens, count = signals.parent, signals.tokens, signals.count
+    signals.check_level(hinted(tokens) // 2, owner)  # every second token may join another
     padding, protected = signals.padding, signals.protected()
     blocked = (
         protected if padding is None else padding if protected is None else padding | protected

@@ -77,6 +77,7 @@ def find_scorer(name: str) -> Any:
 
 def prune_tokens(signals: SiteSignals, scorer: Any, value: Any, owner: int) -> Reduction:
     """The reduction that keeps the best tokens at a site."""
+    signals.check_level(0, owner)
     parent, padding = signals.parent, signals.padding
     score = signals.read(scorer)
     index = keep_best(score, signals.count, signals.protected(), padding)

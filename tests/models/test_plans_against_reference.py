@@ -96,7 +96,7 @@ def test_each_level_of_one_site() -> None:
     _, _, graph = family("bert_padded")
     (first, *_) = candidates(graph, "token_merge")
     tokens = length(first)
-    for level in (tokens // 2, tokens - 1):
+    for level in (tokens // 2 + 1, tokens - 1):
         check("bert_padded", [Edit("token_merge", first.site.name, "tome", str(level))])
 
 
