@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tokenpass.backend import reset, tokenpass
 from tokenpass.report import last_reports
 
-from .small_models import Form, look, make, permuted
+from ..small_models import Form, look, make, permuted
 
 FORMS = {
     "separate": Form(),
