@@ -17,7 +17,7 @@ from tokenpass.capture.dynamo import Captured, capture
 from tokenpass.graph.sites import Site
 from tokenpass.graph.view import View, analyse
 from tokenpass.report import GraphReport, last_reports
-from tokenpass.rewrite.reduction import Gather, Reduction
+from tokenpass.rewrite.reduction import Gather, Reduction, Segment
 from tokenpass.rewrite.replay import Replay
 
 
@@ -270,9 +270,7 @@ def permuted(seen: Seen, sites: Sequence[Site]) -> tuple[list[torch.Tensor], Cou
         return list(replay.run(*seen.inputs)), replay
 
 
-def compiled(
-    model: Callable[..., Any], *args: Any, **options: Any
-) -> tuple[Any, Any, GraphReport]:
+def compiled(model: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, Any, GraphReport]:
     """Output, dense output and report of one graph compiled by the backend, without Inductor."""
     reset()
     settings = {"lowering": "eager", "on_failure": "raise", "objective": "flops", **options}
@@ -287,3 +285,39 @@ def compiled(
 def codes(report: GraphReport) -> set[str]:
     """Codes of all rejections."""
     return {rejection.code for rejection in report.rejections}
+
+
+def duplicated(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The input with `count` different tokens in each sample, and where each token is found."""
+    batch, tokens = x.shape[:2]
+    rep = torch.stack([torch.randperm(tokens) % count for _ in range(batch)])
+    return torch.stack([sample[row] for sample, row in zip(x, rep, strict=True)]), rep
+
+
+def merged(seen: Seen, site: Site, rep: torch.Tensor) -> tuple[list[torch.Tensor], CountingReplay]:
+    """The graph's outputs with exact duplicates merged, with their sizes, behind one site."""
+    count = int(rep.max()) + 1
+    member = F.one_hot(rep, count)
+    sizes = member.sum(1)
+    place = torch.arange(rep.shape[1]).expand(rep.shape)
+    kept = torch.stack([(row[:, None] == torch.arange(count)).int().argmax(0) for row in rep])
+    moved = [sorted(set(range(rep.shape[1])) - set(row.tolist())) for row in kept]
+    latest = torch.where(member.bool(), place[..., None], -1).amax(1)
+    share = (1.0 / sizes).gather(1, rep)
+
+    def act(replay: Replay, node: Node, value: torch.Tensor) -> Reduction:
+        return Reduction(
+            site.axis,
+            site.batch,
+            rep.shape[1],
+            count,
+            Segment(rep, share, kept, torch.tensor(moved)),
+            latest=lambda: latest,
+            representative=rep,
+            sizes=sizes.float(),
+            ordered=False,
+        )
+
+    replay = CountingReplay(seen.view, {site.node: [act]})
+    with torch.no_grad():
+        return list(replay.run(*seen.inputs)), replay

@@ -384,9 +384,7 @@ def check_constants(example: Example, target: Any, chance: random.Random) -> Non
         node = graph.placeholder(f"x{len(graph.nodes)}")
         node.meta["val"] = value
         node = call(graph, aten.expand.default, (node, trial.shape(letters)), {})
-        node = call(
-            graph, aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
-        )
+        node = call(graph, aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
         if all(len(group) == 1 for group in leaf.groups()):
             return node
         shape = [math_size(trial, group) for group in leaf.groups()]

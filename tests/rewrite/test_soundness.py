@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ..small_models import Form, compiled, look, make, permuted
+from ..small_models import Form, compiled, duplicated, look, make, merged, permuted
 
 FORMS = {
     "separate": Form(),
@@ -83,3 +83,22 @@ def test_dead_tokens_are_exact(name, head):
     got, want, report = compiled(model, x)
     assert [edit.pass_name for edit in report.plan.edits] == ["dead_tokens"]
     close(got, want)
+
+
+DUPLICATES = ("separate", "chunk", "five dimensions", "written", "bmm over batch x heads",
+              "grouped queries", "repeated keys", "post-norm", "tokens first", "mean")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DUPLICATES)
+def test_merged_duplicates_at_every_site(name):
+    """Sizes in attention and means: exact duplicates merged give what all tokens give."""
+    model, x = make((FORMS | BARRIERS)[name])
+    model.position.data.zero_()
+    x, rep = duplicated(x, 4)
+    seen = look(model, x)
+    with torch.no_grad():
+        want = model(x)
+    for site in seen.view.sites:
+        (got,), replay = merged(seen, site, rep)
+        close(got, want)
+        assert not replay.restored

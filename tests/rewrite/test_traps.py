@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..small_models import Form, Small, codes, compiled, look, permuted
+from ..small_models import Form, Small, codes, compiled, duplicated, look, merged, permuted
 
 FORM = Form(tokens=32)
 
@@ -253,3 +253,48 @@ def test_column_of_scores_keeps_all_queries():
     model, x = build(ColumnOfScores)
     got, want, _ = compiled(model, x)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+class Surprise(Trap):
+    """The entropy of attention beside the output, and probabilities with a floor."""
+
+    def forward(self, x):
+        x = self.begin(x)
+        weights = (x @ x.transpose(1, 2)).softmax(-1)
+        entropy = -(weights * weights.log()).sum(-1)
+        return self.end(x + weights.clamp(min=0.01) @ x), entropy
+
+
+@pytest.mark.parametrize("trap", [SharedAttention, SharpenedAttention, Surprise])
+def test_probabilities_of_merged_duplicates(trap):
+    """A merged token's probability is a sum: what is not linear sees its members."""
+    model, x = build(trap)
+    model.model.position.data.zero_()
+    x, rep = duplicated(x, 9)
+    with torch.no_grad():
+        want = model(x)
+    want = want if isinstance(want, tuple) else (want,)
+    seen = look(model, x)
+    for site in seen.view.sites:
+        got, _ = merged(seen, site, rep)
+        for one, other in zip(got, want, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+class WrittenIndex(Trap):
+    """The position is decided by a write behind the layers that would be shortened."""
+
+    def forward(self, x, ids):
+        ids = ids * 1.0
+        x = self.blocks[1](self.begin(x))
+        ids[:, 3] = 100
+        return self.end(x)[torch.arange(x.shape[0]), ids.argmax(-1)]
+
+
+def test_position_behind_a_write_is_not_computed_ahead():
+    model, x = build(WrittenIndex)
+    ids = torch.zeros(2, FORM.tokens)
+    ids[0, 5] = ids[1, 9] = 1
+    got, want, report = compiled(model, x, ids)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert report.outcome == "dense"

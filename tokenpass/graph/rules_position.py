@@ -40,7 +40,9 @@ class Along(Rule):
         outs = []
         for output in range(len(call.out_shapes)):
             new = call.fresh_label(output)
-            place = [at in dims and (self.fresh or is_constant(label[at])) for at in range(len(label))]
+            place = [
+                at in dims and (self.fresh or is_constant(label[at])) for at in range(len(label))
+            ]
             outs.append(tuple(new[at] if place[at] else dim for at, dim in enumerate(label)))
         return tuple(outs)
 
