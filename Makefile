@@ -30,7 +30,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(PYTHON)
 	$(BIN)/lint-imports
 
 test: lint

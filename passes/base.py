@@ -11,7 +11,8 @@ from tokenpass.edits import Rejection
 from tokenpass.graph.axis import Size
 from tokenpass.graph.sites import Site, Stream
 from tokenpass.graph.view import View
-from tokenpass.rewrite.replay import Action, ReadCut
+from tokenpass.rewrite.read_cut import ReadCut
+from tokenpass.rewrite.replay import Action
 
 Level = Callable[[Size], Size]
 """From a stream's full length to the tokens kept."""

@@ -20,7 +20,7 @@ from tokenpass.graph.demand_lattice import Extent, Position
 from tokenpass.graph.sites import Stream
 from tokenpass.graph.view import View
 from tokenpass.passes.base import ExactPass, Found
-from tokenpass.rewrite.replay import ReadCut
+from tokenpass.rewrite.read_cut import ReadCut
 
 aten = torch.ops.aten
 WORK = frozenset({aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default})

@@ -1,4 +1,4 @@
-"""Small hand-written transformers, one for each way in which people write them, and their replays."""
+"""Small hand-written transformers, one for each way of writing them, and their replays."""
 
 from __future__ import annotations
 

@@ -182,9 +182,9 @@ def test_a_long_value_is_cut() -> None:
 
 def test_keys_that_are_no_strings() -> None:
     with pytest.raises(OptionError, match="5: unknown option"):
-        resolve({5: 1}, PASSES)  # pyright: ignore[reportArgumentType]
+        resolve({5: 1}, PASSES)
     with pytest.raises(OptionError, match="expected a mapping, got 'budget'"):
-        resolve("budget", PASSES)  # pyright: ignore[reportArgumentType]
+        resolve("budget", PASSES)
 
 
 def test_all_problems_at_once() -> None:

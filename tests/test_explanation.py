@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         x = self.blocks[0](x)
         if self.breaks:
             torch._dynamo.graph_break()
-        for block in self.blocks[1:]:  # type: ignore[union-attr]
+        for block in self.blocks[1:]:
             x = block(x)
         return x[:, 0]
 
@@ -83,7 +83,13 @@ def test_tokens_costs_edits_and_reasons() -> None:
     assert any(r.code == "nothing_behind" and "test_explanation.py" in r.source
                for r in graph.rejections)  # fmt: skip
     shown = str(told)
-    for part in ("budget 0.5", "tokens in", "blocks.1", "edit: token_merge/tome", "left alone:"):
+    for part in (
+        "budget 0.5",
+        "tokens in",
+        "blocks.1",
+        "edit: token_merge/head_cosine",
+        "left alone:",
+    ):
         assert part in shown
     assert repr(told) == shown
 
@@ -159,7 +165,7 @@ def test_a_model_compiled_in_place_is_explained_and_left_so() -> None:
 def test_the_model_is_not_kept_alive() -> None:
     model = Encoder().eval()
     told = tokenpass.explain(model, example(), options=FLOPS)
-    gone = weakref.ref(model.blocks[0].qkv.weight)  # type: ignore[union-attr]
+    gone = weakref.ref(model.blocks[0].qkv.weight)
     del model
     import gc
 
@@ -174,6 +180,18 @@ def test_a_saved_plan_runs_again(tmp_path: Path) -> None:
     (again,) = tokenpass.explain(model, x, options={"config": path}).graphs
     assert again.plan.edits == told.graphs[0].plan.edits
     assert again.plan.planned_cost == told.graphs[0].plan.planned_cost
+
+
+def test_dynamic_lengths_are_told_as_tokens(tmp_path: Path) -> None:
+    model, x, path = Encoder().eval(), example(), tmp_path / "plan.yaml"
+    torch._dynamo.mark_dynamic(x, 1)
+    told = tokenpass.explain(model, x, options=FLOPS)
+    assert told.graphs[0].layers[0].tokens_in == "tokens"
+    assert "tokens" in told.graphs[0].plan.edits[0].level
+    told.save_plan(path)
+    again = tokenpass.explain(model, x, options={"config": path})
+    assert again.graphs[0].goal == f"plan of {path}"
+    assert again.graphs[0].plan.edits == told.graphs[0].plan.edits
 
 
 def test_a_plan_of_another_model_is_one_clear_error(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.fx import GraphModule
@@ -26,7 +26,7 @@ from tokenpass.lower.eager import lower_eager
 from tokenpass.lower.inductor import inductor_patches, lower_inductor
 from tokenpass.lower.verify import Promise, verified
 from tokenpass.options import read_options
-from tokenpass.pipeline import Planned, make_plan
+from tokenpass.pipeline import Planned, make_plan, report_of
 from tokenpass.report import LOG, GraphReport, details, text
 from tokenpass.tracing import output_nodes
 
@@ -95,7 +95,20 @@ def plan_graph(module: GraphModule, example_inputs: Sequence[Any], config: Confi
         plan = Plan(mark, budget=config.budget or 1.0, rejections=(training,))
         return Made(GraphReport("dense", plan))
     planned = make_plan(view, captured, config)
-    return Made(planned.report(time.perf_counter() - start), planned)
+    report = report_of(planned, time.perf_counter() - start)
+    return Made(replace(report, goal=goal(config)), planned)
+
+
+def goal(config: Config) -> str:
+    """What the planner was asked for, to be shown."""
+    if config.edits is not None:
+        return f"plan of {config.origin}"
+    parts = [
+        f"{name} {value:g}"
+        for name, value in (("budget", config.budget), ("max_error", config.max_error))
+        if value is not None
+    ]
+    return " and ".join(parts)
 
 
 def promise(planned: Planned, config: Config) -> Promise:

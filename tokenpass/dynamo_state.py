@@ -42,7 +42,9 @@ def drop_entries(backend: Any) -> None:
         else:
             for entry in ours:
                 dropped = DeletedGuardManagerWrapper("compiled on trial")
-                entry.guard_manager.extra_state.invalidate(entry, dropped)
+                state = entry.guard_manager.extra_state
+                if state is not None:
+                    state.invalidate(entry, dropped)
     for key, known in list(eval_frame.cached_backends.items()):
         if unwrapped(known) is backend:
             del eval_frame.cached_backends[key]

@@ -4,27 +4,48 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# Code -> what it means, and what can be done. `docs/rejections.md` says more about each; a test
-# compares both with the sources.
+# Code -> what it means, and what helps. `docs/rejections.md` says more about each; a test compares
+# both with the sources.
 REJECTION_CODES: dict[str, tuple[str, str]] = {
-    "functorch_region": ("the graph has a vmap or grad region", "run that part outside the model"),
+    # of a whole graph
+    "functorch_region": ("the graph has a vmap or grad region", "move it out of the model"),
     "higher_order_operator": (
         "a region is an operator itself (checkpoint, cond, scan, flex attention)",
         "turn it off for inference",
     ),
-    "train_mode": ("dropout or batch norm act as in training", "model.eval(), or training: allow"),
+    "train_mode": ("dropout or batch norm acts as in training", "model.eval() or training: allow"),
+    # of a token stream
     "no_token_stream": ("no self-attention, or no floating output", "nothing: it runs dense"),
-    "no_chain": ("no value separates the input from the output", "nothing: parallel streams"),
+    "no_chain": ("no value of the stream separates input and output", "nothing: it runs dense"),
     "no_site": ("no value of the stream can be shortened", "nothing: it runs dense"),
-    "mutated_alias": ("a value behind the site is written to in place", "write out of place"),
-    "cache_keeps_length": ("keys and values behind the site are a cache", "shorter_cache: true"),
-    "causal_leak": ("earlier positions are read of a causal stream", "logits_to_keep=1"),
-    "nothing_behind": ("behind the site only what the outputs read is left", "nothing to gain"),
-    "no_query_position": ("no position is read alone, so no attention row scores", "key_norm"),
-    "restore_off_stream": ("pruned tokens are needed again off the stream", "merge instead"),
-    "index_from_stream": ("the position read depends on the tokens", "compute it from the input"),
-    "no_kernel_template": ("no kernel for this operator on this device", "the reference runs"),
-    "kernel_dtype": ("the kernel does not take this dtype", "the reference runs"),
+    "index_from_stream": (
+        "the position that is read depends on the tokens themselves",
+        "compute it from the input",
+    ),
+    # of a site
+    "mutated_alias": ("a value behind it is written to in place", "write out of place"),
+    "cache_keeps_length": ("keys and values behind it leave as a cache", "shorter_cache: true"),
+    "causal_leak": (
+        "the stream is causal, and earlier positions are read too",
+        "logits_to_keep=1, or a policy by position (uniform, random)",
+    ),
+    "padded_cache": ("a shorter cache would not meet the padding mask", "leave the mask out"),
+    "barrier": (
+        "an operator needs all tokens: they are restored before it",
+        "nothing: no gain there",
+    ),
+    "nothing_behind": ("only what the outputs read is left behind it", "nothing: no gain there"),
+    "no_query_position": (
+        "no position is read alone, so no row of attention can score",
+        "policy: key_norm, or token_merge",
+    ),
+    "restore_off_stream": (
+        "a value off the stream needs tokens that were pruned",
+        "token_merge, or prune behind it",
+    ),
+    # of a kernel
+    "no_kernel_template": ("no kernel for the operator on this device", "the reference runs"),
+    "kernel_dtype": ("the kernel does not take this dtype", "cast, or the reference runs"),
     "kernel_shape": ("the kernel does not take this shape", "the reference runs"),
 }
 

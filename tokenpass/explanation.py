@@ -52,8 +52,8 @@ class Explanation:
         if len(self.graphs) != 1:
             raise UserError(
                 f"save_plan: expected one graph, got {len(self.graphs)}: a plan file pins one "
-                'graph (find graph breaks with TORCH_LOGS="graph_breaks", or explain the submodule that '
-                "you compile; each graph's own plan is in `graphs[i].plan_yaml`)"
+                'graph (find graph breaks with TORCH_LOGS="graph_breaks", or explain the submodule '
+                "that you compile; each graph's own plan is in `graphs[i].plan_yaml`)"
             )
         if not self.graphs[0].plan_yaml:
             raise UserError(f"save_plan: there is no plan: {text(self.graphs[0])}")

@@ -29,7 +29,7 @@ class GraphReport:
     """One graph. `outcome`: `edited`, `dense` (nothing to gain or nothing to edit), `fallback`.
 
     `seconds` is tokenpass's own share of the compile time; `device` names the profile used;
-    `exact`: no edit can lose anything.
+    `exact`: no edit can lose anything; `goal` is what was asked for, e.g. `max_error 0.1`.
     """
 
     outcome: str
@@ -43,6 +43,7 @@ class GraphReport:
     plan_yaml: str = ""
     cause: str = ""
     exact: bool = True
+    goal: str = ""
 
     @property
     def rejections(self) -> tuple[Rejection, ...]:
@@ -83,9 +84,11 @@ def last_reports() -> tuple[GraphReport, ...]:
     return LOG.all()
 
 
-def unit(objective: str) -> tuple[float, str]:
-    """Scale and unit to show a cost in."""
-    return (1e3, "ms") if objective == "latency" else (1e-9, "GFLOP")
+def unit(plan: Plan) -> tuple[float, str]:
+    """Scale and unit to show a plan's costs in, such that the dense cost is readable."""
+    if plan.objective == "latency":
+        return (1e3, "ms") if plan.dense_cost >= 1e-3 else (1e6, "us")
+    return (1e-9, "GFLOP") if plan.dense_cost >= 1e9 else (1e-6, "MFLOP")
 
 
 def text(report: GraphReport) -> str:
@@ -115,19 +118,20 @@ def headline(report: GraphReport) -> str:
         return f"dense, because tokenpass failed: {report.cause}"
     if not plan.dense_cost:
         return "dense, nothing was planned"
-    budget = f"budget {plan.budget:g}"
-    scale, name = unit(plan.objective)
-    costs = f"{plan.planned_cost * scale:.3f} of {plan.dense_cost * scale:.3f} {name}"
+    goal = report.goal or f"budget {plan.budget:g}"
+    scale, name = unit(plan)
+    costs = f"{plan.planned_cost * scale:.4g} of {plan.dense_cost * scale:.4g} {name}"
     if report.outcome == "dense":
-        return f"dense, {budget}, predicted {plan.dense_cost * scale:.3f} {name}"
+        return f"dense, {goal}, predicted {plan.dense_cost * scale:.4g} {name}"
     error = "exact" if report.exact else f"estimated error {plan.error:.3g}"
-    return f"edited, {budget}, predicted cost {plan.share:.3f} of dense ({costs}), {error}"
+    return f"edited, {goal}, predicted cost {plan.share:.3f} of dense ({costs}), {error}"
 
 
 def edit_text(edit: Edit) -> str:
     """One edit on one line."""
-    policy = f"/{edit.policy}" if edit.policy else ""
-    return f"{edit.pass_name}{policy} at {edit.site} keeps {edit.level}"
+    if not edit.policy.isidentifier():  # an exact edit names the positions that are read
+        return f"{edit.pass_name} at {edit.site} keeps {edit.level} (position {edit.policy})"
+    return f"{edit.pass_name}/{edit.policy} at {edit.site} keeps {edit.level}"
 
 
 HEAD = ("layer", "module", "tokens in", "tokens out", "dense", "planned", "share")
@@ -138,7 +142,7 @@ def layer_cells(report: GraphReport) -> list[tuple[str, ...]]:
     """The rows of the layer table: each layer, what lies outside all, and the sum."""
     if not report.layers:
         return []
-    scale, _ = unit(report.plan.objective)
+    scale, _ = unit(report.plan)
 
     def costs(dense: float, planned: float) -> tuple[str, str, str]:
         share = f"{planned / dense:.2f}" if dense else "-"
@@ -164,7 +168,7 @@ def table(report: GraphReport) -> list[str]:
     rows = layer_cells(report)
     if not rows:
         return []
-    _, name = unit(report.plan.objective)
+    _, name = unit(report.plan)
     head = [f"{cell} {name}" if cell in ("dense", "planned") else cell for cell in HEAD]
     return aligned([head, *rows], TO_THE_RIGHT)
 

@@ -11,6 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
+from torch.utils._pytree import tree_flatten
 
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 
@@ -44,9 +45,7 @@ def calls(graph: Graph) -> Iterator[Node]:
 def output_nodes(module: GraphModule) -> list[Any]:
     """What the graph returns, flattened; entries that are no nodes are kept as they are."""
     (output,) = (node for node in module.graph.nodes if node.op == "output")
-    leaves, _ = torch.utils._pytree.tree_flatten(
-        output.args[0], is_leaf=lambda leaf: isinstance(leaf, Node)
-    )
+    leaves, _ = tree_flatten(output.args[0], is_leaf=lambda leaf: isinstance(leaf, Node))
     return leaves
 
 

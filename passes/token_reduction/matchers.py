@@ -12,7 +12,7 @@ from tokenpass.shapes import Bool, Float
 
 def head_cosine(
     keys: Float[torch.Tensor, "batch heads tokens width"],
-    blocked: Bool[torch.Tensor, "rows tokens"] | None,
+    blocked: Bool[torch.Tensor, "#batch tokens"] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `tome`, by the mean over heads of the heads' own cosines.
 
@@ -25,7 +25,7 @@ def head_cosine(
 
 def tome(
     keys: Float[torch.Tensor, "batch heads tokens width"],
-    blocked: Bool[torch.Tensor, "rows tokens"] | None,
+    blocked: Bool[torch.Tensor, "#batch tokens"] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Best partner of every even token by the cosine of keys (mean over heads), and its score.
 
@@ -36,7 +36,7 @@ def tome(
 
 def match(
     metric: Float[torch.Tensor, "batch tokens width"],
-    blocked: Bool[torch.Tensor, "rows tokens"] | None,
+    blocked: Bool[torch.Tensor, "#batch tokens"] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores and partners of even tokens among the odd ones that are not blocked."""
     if blocked is None:

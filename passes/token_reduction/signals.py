@@ -18,8 +18,9 @@ from tokenpass.graph.demand_lattice import Position
 from tokenpass.graph.regions import AttentionRegion
 from tokenpass.graph.sites import Site, Stream
 from tokenpass.rewrite.gather import open_factors
-from tokenpass.rewrite.reduction import Reduction, max_rows
-from tokenpass.rewrite.replay import Replay, place_among
+from tokenpass.rewrite.read_cut import place_among
+from tokenpass.rewrite.reduction import Reduction, Segment, max_rows
+from tokenpass.rewrite.replay import Replay
 
 DATA_SIGNALS = frozenset({"keys", "attention_row", "hidden"})
 
@@ -64,10 +65,19 @@ class SiteSignals:
 
     @property
     def keys(self) -> torch.Tensor:
-        """Keys of the attention before the site, `[batch, heads, tokens, width]`."""
+        """Keys of the attention before the site, `[batch, heads, tokens, width]`.
+
+        A token that was merged since has its representative's.
+        """
         region = self.site.region
-        transpose = region.key_transposed
-        return self.per_head(region.key, region.key_axis, transpose)
+        keys, cut = self.per_head(region.key, region.key_axis, region.key_transposed)
+        for step in self.since(cut):
+            index = step.local_index()[:, None, :, None]
+            rows = max_rows(index, keys)
+            keys = keys.expand(rows, -1, -1, -1)
+            index = index.expand(rows, keys.shape[1], -1, keys.shape[3])
+            keys = torch.gather(keys, 2, index)
+        return keys
 
     @property
     def position(self) -> torch.Tensor:
@@ -79,11 +89,13 @@ class SiteSignals:
     @property
     def attention_row(self) -> torch.Tensor:
         """Attention paid by the first position that the outputs read, `[batch, heads, tokens]`."""
-        region, place = self.site.region, self.read_place()
+        region = self.site.region
         if region.probabilities is not None:
-            rows = self.per_head(region.probabilities, region.query_axis, keep_last=True)
-            return self.row_at(rows, place)[:, :, 0]
-        query = self.row_at(self.per_head(region.query, region.query_axis), place)
+            rows, cut = self.per_head(region.probabilities, region.query_axis)
+            row = self.row_at(rows, self.places(self.read_first(), cut))[:, :, 0]
+            return reduce(sum_members, self.since(cut), row)
+        query, cut = self.per_head(region.query, region.query_axis)
+        query = self.row_at(query, self.places(self.read_first(), cut))
         keys = self.keys
         if keys.shape[1] != query.shape[1]:
             keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], 1)
@@ -137,14 +149,18 @@ class SiteSignals:
     def protected_places(self) -> torch.Tensor | None:
         """Their places among the tokens here, `[batch or 1, positions]`."""
         positions = sorted(self.stream.protected.positions, key=str)
-        return self.places(positions) if positions else None
+        return self.places(positions, self.parent) if positions else None
 
-    def places(self, positions: list[Position]) -> torch.Tensor:
-        """Places of full-length positions among the tokens here."""
+    def places(self, positions: list[Position], cut: Reduction | None) -> torch.Tensor:
+        """Places of full-length positions among the tokens that a cut left."""
         index = self.full_positions(positions)
-        for step in self.parent.steps_from(None) if self.parent is not None else []:
+        for step in cut.steps_from(None) if cut is not None else []:
             index = place_among(step, index)
         return index
+
+    def since(self, cut: Reduction | None) -> list[Reduction]:
+        """What happened to the stream between a value of the last attention and the site."""
+        return [] if self.parent is None else self.parent.steps_from(cut)
 
     def full_positions(self, positions: list[Position]) -> torch.Tensor:
         """Positions as indices, `[batch or 1, positions]`."""
@@ -162,25 +178,22 @@ class SiteSignals:
         """The position whose attention row counts."""
         return sorted(self.stream.protected.positions, key=str)[:1]
 
-    def read_place(self) -> torch.Tensor:
-        """Its place among the tokens here, `[batch or 1, 1]`."""
-        return self.places(self.read_first())
-
     def row_at(self, value: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
         """One token's row of `[batch, heads, tokens, width]`, the token dimension kept."""
         index = place[:, None, :, None].expand(value.shape[0], value.shape[1], 1, value.shape[3])
         return torch.gather(value, 2, index)
 
     def per_head(
-        self, node: Node, axis: Axis, transposed: bool = False, keep_last: bool = False
-    ) -> torch.Tensor:
-        """A region's operand as `[batch, heads, tokens, width]`."""
+        self, node: Node, axis: Axis, transposed: bool = False
+    ) -> tuple[torch.Tensor, Reduction | None]:
+        """A region's operand as `[batch, heads, tokens, width]`, and how short it is."""
         value, label = self.replay.env[node], self.replay.label(node)
         if transposed:
             value, label = value.transpose(-1, -2), (*label[:-2], label[-1], label[-2])
         at = find_axis(label, axis)
-        if at is None or label[at[0]][at[1]].cut is not self.parent:
-            raise Unalignable(f"{node.name} has another length than the site")
+        if at is None:
+            raise Unalignable(f"{node.name} does not count the site's tokens")
+        cut = label[at[0]][at[1]].cut
         batch = self.site.batch
         table, shape = self.replay.view.labels.table, self.replay.shape
         opened = open_factors(value, label, at, batch, table, shape)
@@ -191,11 +204,23 @@ class SiteSignals:
         lead = [] if opened.batch is None else [opened.batch]
         moved = opened.value.permute([*lead, *heads, opened.token, *width])
         sizes = [opened.value.shape[d] for d in lead] or [1]
-        return moved.reshape([*sizes, -1, moved.shape[len(lead) + len(heads)], self.width(label)])
+        tokens = moved.shape[len(lead) + len(heads)]
+        return moved.reshape([*sizes, -1, tokens, self.width(label)]), cut
 
     def width(self, label: Label) -> Any:
         """Entries of the last dimension."""
         return self.replay.shape(label[-1:])[0]
+
+
+def sum_members(row: torch.Tensor, step: Reduction) -> torch.Tensor:
+    """`[batch, heads, tokens]` shares of attention after a step: merged tokens have the sum."""
+    if isinstance(step.reduce, Segment):
+        goal = step.reduce.segment[:, None].expand(-1, row.shape[1], -1)
+        out = row.new_zeros(row.shape[0], row.shape[1], step.count)
+        return out.scatter_add(2, goal, row)
+    index = step.local_index()[:, None]
+    rows = max_rows(index, row)
+    return torch.gather(row.expand(rows, -1, -1), 2, index.expand(rows, row.shape[1], -1))
 
 
 def key_padding(signals: SiteSignals, mask: Node, hides: bool) -> torch.Tensor | None:

@@ -17,14 +17,9 @@ from torch.fx import Node
 
 from tokenpass.graph.axis import find_axis
 from tokenpass.graph.view import View
+from tokenpass.ops.merge_assignment import latest_member, merge_assignment
 from tokenpass.passes.base import Candidate, Found, Level, LossyPass, PassContext
-from tokenpass.passes.token_reduction.combiners import (
-    by_position,
-    latest_member,
-    size_weighted_mean,
-)
 from tokenpass.passes.token_reduction.matchers import MATCHERS
-from tokenpass.passes.token_reduction.selectors import merge_best
 from tokenpass.passes.token_reduction.signals import SiteSignals
 from tokenpass.passes.token_reduction.token_pass import token_candidates
 from tokenpass.rewrite.reduction import Reduction, Segment, owned_by, sums_in
@@ -78,37 +73,29 @@ def merge_tokens(signals: SiteSignals, matcher: Any, value: Any, owner: int) -> 
     score, partner = matcher(signals.keys, blocked)
     if padding is not None:
         score = torch.where(padding[:, 0::2], float("inf"), score)
-    segment, kept, moved = merge_best(score, partner, tokens, count)
     sizes = parent.sizes if parent is not None else None
     if sizes is None:
         sizes = torch.ones(score.shape[0], tokens, device=score.device, dtype=sums_in(value))
         if padding is not None:
             sizes = torch.where(padding, 0.0, sizes)
-    real = None if padding is None else ~padding
     causal = any(region.causal for region in signals.stream.regions)
-    latest = None
+    segment, kept, moved, shares, merged = merge_assignment(score, partner, sizes, count, causal)
+    real = None if padding is None else ~padding
     # places rise with positions, unless an earlier merge kept the places of its tokens that stayed
     where = None if parent is None or parent.ordered else parent
-    if causal:
-        latest = latest_member(real, segment, kept)
-        segment, kept = by_position(latest, segment, kept)
-        latest = torch.sort(latest, dim=1).values
-    merged = size_weighted_mean(sizes, segment, kept, count)
     return Reduction(
         signals.stream.axis,
         signals.site.batch,
         tokens,
         count,
-        Segment(segment, merged.shares, kept, moved),
+        Segment(segment, shares, kept, moved),
         parent,
-        latest=lambda: (
-            latest
-            if latest is not None
-            else latest_member(real, segment, kept, None if where is None else where.position)
+        latest=lambda: latest_member(
+            real, segment, kept, None if where is None else where.position
         ),
         representative=segment,
-        sizes=merged.sizes,
-        padding=merged.padding if padding is not None else None,
+        sizes=merged,
+        padding=merged == 0 if padding is not None else None,
         ordered=causal,
         owner=owner,
         device=signals.device,

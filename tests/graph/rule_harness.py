@@ -21,7 +21,8 @@ from tokenpass.graph.labels import Labels
 from tokenpass.graph.sites import Stream
 from tokenpass.graph.view import View
 from tokenpass.rewrite.reduction import Dense, Gather, Reduction, Segment
-from tokenpass.rewrite.replay import Replay, ReplayRefused
+from tokenpass.rewrite.replay import Replay
+from tokenpass.rewrite.restoring import ReplayRefused
 
 Tokens = Literal["apart", "mixed", "restored", "samples", "free"]
 CLAIMS = ("select", "permutation", "merge", "dense", "prune")

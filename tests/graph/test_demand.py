@@ -134,7 +134,7 @@ def test_keys_and_values_are_needed_whole(trace):
 
 def test_scores_hold_the_axis_twice(trace):
     """Reading a row needs one query, reading a column of the transposed scores one key."""
-    demand, nodes = demand_on_input(trace, lambda x: (x @ x.transpose(1, 2))[:, 0], X)
+    demand, _ = demand_on_input(trace, lambda x: (x @ x.transpose(1, 2))[:, 0], X)
     assert demand.extent is Extent.ALL and Position(0) in demand.positions
     module = trace(lambda x: (x @ x.transpose(1, 2)).transpose(1, 2)[:, 0], X)
     labels = Labels(module.graph)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def make(*sizes):
 def grouped(factors, cuts):
     """The factors in groups that end before each cut."""
     bounds = [0, *cuts, len(factors)]
-    return [factors[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [factors[a:b] for a, b in pairwise(bounds)]
 
 
 def cut_of(axis, count):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ..small_models import Form, look, make
+from tests.small_models import Form, look, make
 
 PLAIN = [
     "blocks.0:after_attention",

@@ -19,9 +19,12 @@ from tokenpass.graph.regions import AttentionRegion
 from tokenpass.graph.sites import Site, Stream
 from tokenpass.graph.view import View, analyse, fingerprint
 from tokenpass.options import read_options
+from tokenpass.passes import PASSES
+from tokenpass.passes.base import Candidate, LossyPass, PassContext
 from tokenpass.pipeline import Planned, make_plan
 from tokenpass.reference.facts import FUSED, AttentionFacts, GraphFacts, SiteFacts, StreamFacts
 from tokenpass.reference.interpreter import Reference
+from tokenpass.rewrite.rewriter import hinted
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,3 +197,40 @@ def site_facts(site: Site, stream: Stream, at: int, attention: AttentionFacts) -
     behind = [n for n in kind if order[n] > order[stream.regions[-1].node]]
     end = behind[min(rank, len(behind)) - 1].name if behind else ""
     return SiteFacts(site.node.name, at, site.token_dim, site.batch_dim, attention, end)
+
+
+# plans ---------------------------------------------------------------------------------------
+
+
+def candidates(
+    graph: Graph, pass_name: str, policy: str | None = None, **context: Any
+) -> list[Candidate]:
+    """Candidates of one pass in the graph's first stream that has some."""
+    item = next(p for p in PASSES if p.name == pass_name)
+    assert isinstance(item, LossyPass)
+    found = item.candidates(graph.view, PassContext(policy, **context)).candidates
+    return [c for c in found if c.stream is found[0].stream]
+
+
+def length(candidate: Candidate) -> int:
+    """Tokens of a candidate's stream in the example call."""
+    return int(hinted(candidate.stream.axis.size))
+
+
+def falling(graph: Graph, names: Sequence[tuple[str, str]], keep: float = 0.7) -> list[Edit]:
+    """Edits that share the layers among passes: each (pass, policy) acts in turn, at sites that
+    rise, as long as there are any; every edit keeps a share of the tokens that come in.
+    """
+    order = {node: at for at, node in enumerate(graph.view.module.graph.nodes)}
+    edits: list[Edit] = []
+    last, tokens = -1, None
+    for pass_name, policy in names:
+        found = candidates(graph, pass_name, policy)
+        later = [c for c in found if order[c.site.node] > last]
+        if not later:
+            break
+        tokens = length(later[0]) if tokens is None else tokens
+        tokens = max(int(tokens * keep), 3)
+        edits.append(Edit(pass_name, later[0].site.name, policy, str(tokens)))
+        last = order[later[0].site.node]
+    return edits

@@ -306,7 +306,9 @@ def causal_stream() -> Example:
 
 
 def torch_encoder() -> Example:
-    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 48, dropout=0.0, batch_first=True)
+    layer = nn.TransformerEncoderLayer(  # an activation that no fused encoder layer knows
+        WIDTH, HEADS, 48, dropout=0.0, activation=F.silu, batch_first=True
+    )
     model = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
     return ready(model, 1.5), {"src": torch.randn(2, 18, WIDTH, dtype=torch.float64)}
 

@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 
 from tokenpass.graph.axis import Axis, Factor, Unalignable
 from tokenpass.graph.demand_lattice import Position
-from tokenpass.rewrite.reduction import Dense, DenseIndexRefused, Gather, Reduction, Slice
-from tokenpass.rewrite.reduction import spread_rows
-from tokenpass.rewrite.replay import place_among, run_start
+from tokenpass.rewrite.read_cut import place_among, run_start
+from tokenpass.rewrite.reduction import (
+    Dense,
+    DenseIndexRefused,
+    Gather,
+    Reduction,
+    Slice,
+    spread_rows,
+)
 
 AXIS, BATCH = Axis(7, "tokens"), Axis(3, "batch")
 

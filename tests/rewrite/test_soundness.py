@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ..small_models import Form, compiled, duplicated, look, make, merged, permuted
+from tests.small_models import Form, compiled, duplicated, look, make, merged, permuted
 
 FORMS = {
     "separate": Form(),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..small_models import Form, Small, codes, compiled, duplicated, look, merged, permuted
+from tests.small_models import Form, Small, codes, compiled, duplicated, look, merged, permuted
 
 FORM = Form(tokens=32)
 

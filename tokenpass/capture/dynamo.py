@@ -82,7 +82,7 @@ def train_mode(module: GraphModule) -> tuple[str, str] | None:
 
 def no_dropout(node: Node) -> bool:
     """Dropout with probability zero, which does nothing in training either."""
-    return node.target is torch.ops.aten.dropout.default and node.args[1] == 0
+    return bool(node.target is torch.ops.aten.dropout.default and node.args[1] == 0)
 
 
 def refuse_known_breakers(module: GraphModule) -> None:

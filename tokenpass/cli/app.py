@@ -119,10 +119,10 @@ def explain(
         tables.saved(out, "plan written", save)
 
 
-def number(text: str) -> float | str:
+def number(text: str) -> int | float | str:
     """A budget as Python would have it: a number, or the text with its percent sign."""
     try:
-        return float(text)
+        return int(text) if text.isdecimal() else float(text)
     except ValueError:
         return text
 

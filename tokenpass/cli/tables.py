@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def report(graph: GraphReport) -> RenderableType:
 
 def layers(graph: GraphReport) -> Table:
     """Tokens and costs of each layer."""
-    _, name = unit(graph.plan.objective)
+    _, name = unit(graph.plan)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for at, head in enumerate(HEAD):
         title = f"{head} {name}" if head in ("dense", "planned") else head
@@ -69,7 +70,12 @@ def listed(title: str, lines: Iterable[str]) -> list[RenderableType]:
     found = list(lines)
     if not found:
         return []
-    return [Text(title, style="bold"), *(Padding(Text(line), (0, 0, 0, 2)) for line in found)]
+    return [Text(title, style="bold"), *(indented(Text(line), 2) for line in found)]
+
+
+def indented(line: Text, by: int) -> Padding:
+    """A line, wrapped where it is long."""
+    return Padding(line, (0, 0, 0, by), expand=False)
 
 
 def left_alone(rejections: Iterable[Rejection]) -> list[RenderableType]:
@@ -82,12 +88,19 @@ def left_alone(rejections: Iterable[Rejection]) -> list[RenderableType]:
     parts: list[RenderableType] = [Text("left alone", style="bold")]
     for (code, because, hint), places in groups.items():
         line = Text.assemble((code, "yellow"), f": {because}", (f" ({hint})" if hint else "", ""))
-        parts.append(Padding(line, (0, 0, 0, 2)))
-        shown = [f"{p.where}{' at ' + p.source if p.source else ''}" for p in places[:3]]
+        parts.append(indented(line, 2))
+        shown = [f"{p.where}{' at ' + short(p.source) if p.source else ''}" for p in places[:3]]
         more = len(places) - len(shown)
         shown += [f"and {more} more"] if more else []
-        parts += [Padding(Text(line, style="dim"), (0, 0, 0, 4)) for line in shown]
+        parts += [indented(Text(line, style="dim"), 4) for line in shown]
     return parts
+
+
+def short(source: str) -> str:
+    """A source line without the folder that Python imports from, so that it fits on a line."""
+    folders = [str(Path(folder or ".").resolve()) + "/" for folder in [*sys.path, ""]]
+    inside = [folder for folder in folders if source.startswith(folder)]
+    return source.removeprefix(max(inside, key=len, default=""))
 
 
 def profile(measured: DeviceProfile) -> Table:

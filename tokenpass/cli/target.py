@@ -94,7 +94,12 @@ def load_file(path: Path) -> ModuleType:
 
 def told(error: Exception) -> str:
     """An exception on one line, with the place where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
+    here = str(Path(__file__).parent.parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((here, "<frozen"))
+    ]
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}{place}"

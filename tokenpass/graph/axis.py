@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import sympy
 import torch
 
-Size = int | torch.SymInt
+if TYPE_CHECKING:
+    Size = int  # a SymInt acts as one; torch's own signatures do not name it
+else:
+    Size = int | torch.SymInt
 
 
 def size_expr(size: Size) -> sympy.Expr:

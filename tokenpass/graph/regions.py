@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
+from tokenpass.errors import InternalError
 from tokenpass.graph.axis import Axis
 from tokenpass.graph.labels import Labels
 from tokenpass.tracing import calls, fake_value
@@ -91,8 +92,8 @@ def single(labels: Labels, node: Node, dim: int) -> Axis | None:
 def fused_region(node: Node, labels: Labels, layer: int) -> AttentionRegion | None:
     """The region of a fused attention call; None where it attends over one token."""
     call = labels.call(node)
-    query, key, value, *rest = node.args
-    mask = rest[0] if rest else node.kwargs.get("attn_mask")
+    query, key, value = (node_argument(node, at) for at in range(3))
+    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
     rows, columns = single(labels, query, -2), single(labels, key, -2)
     if rows is None or columns is None:
         return None
@@ -103,6 +104,14 @@ def fused_region(node: Node, labels: Labels, layer: int) -> AttentionRegion | No
     return AttentionRegion(
         layer, node, query, key, value, masks, rows, columns, causal, scale=scale
     )
+
+
+def node_argument(node: Node, at: int) -> Node:
+    """A positional argument that the schema says is a tensor."""
+    value = node.args[at]
+    if not isinstance(value, Node):
+        raise InternalError(f"{node.name}: argument {at} is no tensor")
+    return value
 
 
 def varies_along_queries(labels: Labels, mask: Node | None) -> bool:
@@ -123,14 +132,14 @@ def written_region(node: Node, labels: Labels, layer: int) -> AttentionRegion | 
     after = product_after(node)
     if rows is None or columns is None or before is None or after is None:
         return None
-    query, key = before.args[:2]
+    query, key = node_argument(before, 0), node_argument(before, 1)
     masks = tuple(masks_between(before, node))
     return AttentionRegion(
         layer,
         after,
         query,
         key,
-        after.args[1],
+        node_argument(after, 1),
         masks,
         rows,
         columns,

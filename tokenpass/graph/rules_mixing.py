@@ -84,11 +84,11 @@ class Contract(Rule):
         tail = (len(left) > 1) + (len(right) > 1)
         batch = outs[0][: len(outs[0]) - tail]
         left_batch, right_batch = broadcast_targets([left[:-2], right[:-2]], batch)
-        rows = (outs[0][len(batch)],) if len(left) > 1 else ()
-        columns = (outs[0][-1],) if len(right) > 1 else ()
+        rows = outs[0][len(batch) : len(batch) + 1] if len(left) > 1 else ()
+        columns = outs[0][len(outs[0]) - 1 :] if len(right) > 1 else ()
         targets = [operand.label for operand in call.operands]
         targets[: self.first] = broadcast_targets(targets[: self.first], outs[0])
-        targets[self.first] = (*left_batch, *rows, recut(left[-1], inner))
+        targets[self.first] = (*left_batch, *rows, recut(left[len(left) - 1], inner))
         targets[self.first + 1] = (*right_batch, recut(inner_dim(right), inner), *columns)
         return targets
 
@@ -104,11 +104,11 @@ class Contract(Rule):
         # where an inner factor is cut, `infer` has checked that both sides list the same ones
         pairs = zip(left.label[-1], inner_dim(right.label), strict=False)
         for entry, (factor, other) in enumerate(pairs):
-            sizes = None if factor.cut is None else factor.cut.sizes
-            if sizes is None or factor.extensive or other.extensive:
+            cut: Any = factor.cut
+            if cut is None or cut.sizes is None or factor.extensive or other.extensive:
                 continue
             at = (place % len(right.label), entry)
-            weighted = factor.cut.weight(right.value, right.label, at, runner.shape)
+            weighted = cut.weight(right.value, right.label, at, runner.shape)
             changed = [replace(o, value=weighted) if o is right else o for o in call.operands]
             call = call.with_operands(changed)
         return call.execute()
@@ -133,7 +133,7 @@ class Contract(Rule):
 
 def inner_dim(label: Label) -> tuple[Factor, ...]:
     """The contracted dimension of the right matrix."""
-    return label[-2] if len(label) > 1 else label[-1]
+    return label[max(0, len(label) - 2)]
 
 
 def recut(dim: tuple[Factor, ...], goal: tuple[Factor, ...]) -> tuple[Factor, ...]:

@@ -93,7 +93,7 @@ def stream_chain(
     input by another way does not count as a way around the stream.
     """
     best: list[Node] = []
-    for source in [*inputs, *births(flow, axis, labels)]:
+    for source in [*inputs, *births(flow, inputs, axis, labels)]:
         if not nx.has_path(flow, source, goal):
             continue
         idom = nx.immediate_dominators(flow, source)
@@ -108,12 +108,13 @@ def stream_chain(
     return tuple(best)
 
 
-def births(flow: nx.DiGraph, axis: Axis, labels: Labels) -> list[Node]:
-    """Stream values that no other stream value leads to, on whatever way."""
-    nodes = [node for node in flow if node.op == "call_function"]
-    led_to: set[Node] = set()
+def births(flow: nx.DiGraph, inputs: list[Node], axis: Axis, labels: Labels) -> list[Node]:
+    """Stream values that no other stream value leads to, on whatever way (an input may be one)."""
+    led_to = {node for node in inputs if carries_stream(node, axis, labels)}
     found = []
-    for node in nodes:
+    for node in flow:
+        if node.op != "call_function":
+            continue
         if any(source in led_to for source in flow.predecessors(node)):
             led_to.add(node)
         elif carries_stream(node, axis, labels):

@@ -23,5 +23,5 @@ def lower_inductor(
 ) -> Callable[..., Any]:
     """Compile with Inductor; `options` are config patches as in `torch.compile(options=...)`."""
     # Inductor's own entry: importing compile_fx at the top would load all of Inductor
-    inductor = torch._dynamo.lookup_backend("inductor")
+    inductor: Callable[..., Any] = torch._dynamo.lookup_backend("inductor")
     return inductor(module, list(example_inputs), config_patches=options or None)

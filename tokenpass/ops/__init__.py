@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import torch
 
-from tokenpass.ops import bipartite_match
+from tokenpass.ops import bipartite_match, merge_assignment
 from tokenpass.ops.operator import NAMESPACE, Operator
 
-OPERATORS: tuple[Operator, ...] = (bipartite_match.OPERATOR,)
+OPERATORS: tuple[Operator, ...] = (bipartite_match.OPERATOR, merge_assignment.OPERATOR)
 
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 """Keeps the definitions alive: they end with this object."""

@@ -202,8 +202,8 @@ def at_knee(
     least = points[-1]
     knee = max(points, key=lambda p: knee_distance(p, points[0], points[-1]))
     notes = (
-        f"the budget cannot be reached above the passes' lowest levels: the least possible is "
-        f"{least.cost / goal:.2f} of it",
+        "the budget cannot be reached above the passes' lowest levels: the cheapest plan costs "
+        f"{least.cost / goal:.2f} times what it allows, and this is the knee of the error curve",
         "more passes, later layers in scope or a larger budget would reach more",
     )
     return Chosen(knee.levels, knee.cost, knee.error, notes)

@@ -80,12 +80,15 @@ def price(
 
 
 def example_levels(choices: Sequence[Choice]) -> list[int]:
-    """Falling, distinct counts that every choice allows, for the symbolic replay."""
+    """Falling, distinct counts that every choice allows, for the symbolic replay.
+
+    They differ by more than 1: tracing takes sizes of 0 and 1 for constants, also that of a drop.
+    """
     incoming: dict[int, int] = {}
     levels, used = [], set()
     for choice in choices:
         before = incoming.get(choice.stream, choice.tokens)
-        level = max(choice.least(before), before - max(1, before // 16))
+        level = max(choice.least(before), before - max(3, before // 16))
         while level in used and level > choice.least(before):
             level -= 1
         used.add(level)

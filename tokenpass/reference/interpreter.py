@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from tokenpass.edits import Edit
+from tokenpass.ops.merge_assignment import merge_best
 from tokenpass.passes.token_reduction.matchers import MATCHERS
 from tokenpass.passes.token_reduction.scorers import SCORERS
-from tokenpass.passes.token_reduction.selectors import keep_best, merge_best
+from tokenpass.passes.token_reduction.selectors import keep_best
 from tokenpass.reference.attention import (
     grouped_attention,
     grouped_softmax,
@@ -91,9 +92,11 @@ class Reference(Interpreter):
         """The site's value after one edit, at full length."""
         flat = to_rows(value, site)
         if site.stream not in self.groups:
-            self.groups[site.stream] = untouched(*flat.shape[:2], self.padding(site.attention))
-        tokens = {"tokens": flat.shape[1], "Mod": int.__mod__, **LEVEL_WORDS}
-        count = int(eval(edit.level, {"__builtins__": {}}, tokens))  # noqa: S307 (a checked level)
+            self.groups[site.stream] = untouched(
+                flat.shape[0], flat.shape[1], self.padding(site.attention)
+            )
+        tokens: dict[str, Any] = {"tokens": flat.shape[1], "Mod": math.fmod, **LEVEL_WORDS}
+        count = int(eval(edit.level, {"__builtins__": {}}, tokens))
         if edit.pass_name == "token_merge":
             flat = self.merge(edit, site, flat, count)
         elif edit.pass_name == "token_prune":

@@ -146,7 +146,7 @@ def merge_rows(rows: torch.Tensor, how: Segment) -> torch.Tensor:
 
 
 def weighted_rows(flat: torch.Tensor, index: torch.Tensor, how: Segment) -> torch.Tensor:
-    """Some rows of `[batch, tokens, width]`, each times its share, in the shares' dtype or wider."""
+    """Some rows of `[batch, tokens, width]`, each times its share, as wide as the shares."""
     rows = torch.gather(flat, 1, index[..., None].expand(-1, -1, flat.shape[-1]))
     shares = torch.gather(how.weights, 1, index)[..., None]
     return rows.to(sums_in(rows)) * shares

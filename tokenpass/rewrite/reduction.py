@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.fx import traceback
 
+from tokenpass.errors import InternalError
 from tokenpass.graph.axis import Axis, Label, Size, Unalignable, find_axis
 from tokenpass.graph.call import is_one
 from tokenpass.graph.demand_lattice import Position
@@ -131,6 +132,8 @@ class Reduction:
     def log_sizes(self, dtype: torch.dtype) -> Float[torch.Tensor, "batch count"]:
         """Logarithm of the sizes; -inf for padding, which counts nothing."""
         key = ("log", dtype)
+        if self.sizes is None:
+            raise InternalError("log sizes of a reduction that keeps every token as it is")
         if key not in self.memo:
             with owned_by(self.owner):
                 self.memo[key] = torch.log(self.sizes).to(dtype)
@@ -201,7 +204,8 @@ def spread_rows(
     out: list[Size] = []
     for dim, group in enumerate(label):
         if dim not in (at[0], place[0] if place else None):
-            view.append(1), filled.append(1), out.append(1)
+            for sizes in (view, filled, out):
+                sizes.append(1)
             continue
         total: Size = 1
         for entry, factor in enumerate(group):

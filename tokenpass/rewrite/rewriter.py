@@ -10,8 +10,10 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
 
+from tokenpass.edits import Rejection
 from tokenpass.graph.view import View
-from tokenpass.rewrite.replay import Action, ReadCut, Replay
+from tokenpass.rewrite.read_cut import ReadCut
+from tokenpass.rewrite.replay import Action, Replay
 from tokenpass.rewrite.verify import verify_rewrite
 from tokenpass.tracing import carry_over, retrace
 
@@ -30,9 +32,15 @@ class Actions:
         return not self.at and not self.read_cuts
 
 
-def rewrite(
-    view: View, actions: Actions, fakes: Sequence[Any], mode: FakeTensorMode
-) -> GraphModule:
+@dataclass(frozen=True, eq=False)
+class Rewritten:
+    """The new graph, and the operators before which tokens had to be restored."""
+
+    module: GraphModule
+    barriers: tuple[Rejection, ...]
+
+
+def rewrite(view: View, actions: Actions, fakes: Sequence[Any], mode: FakeTensorMode) -> Rewritten:
     """Replay the view's graph with edits into a new ATen graph.
 
     Raises `ReplayRefused` where they would be unsound, `InternalError` where the result is invalid.
@@ -42,7 +50,7 @@ def rewrite(
     carry_over(view.module, traced)
     mark_owners(traced)
     verify_rewrite(view.module, traced, actions.keep_short)
-    return traced
+    return Rewritten(traced, tuple(replay.barriers))
 
 
 def rewrite_at_levels(

@@ -1,0 +1,59 @@
+"""Merging, one sample and one token at a time."""
+
+from __future__ import annotations
+
+import torch
+
+
+def assign(score, partner, sizes, count, by_position):
+    """Segment, kept, moved, shares and merged sizes of one sample, as lists."""
+    tokens = len(sizes)
+    ranked = sorted(range(len(score)), key=lambda i: (-score[i], i))
+    joins = {2 * i: 2 * partner[i] + 1 for i in ranked[: tokens - count]}
+    groups = {token: [token] for token in range(tokens) if token not in joins}
+    for token, goal in joins.items():
+        groups[goal].append(token)
+
+    def stands_at(kept):
+        real = [token for token in groups[kept] if sizes[token] > 0]
+        return max(real) if real else kept
+
+    kept = sorted(groups, key=stands_at) if by_position else sorted(groups)
+    segment, shares, merged = [0] * tokens, [0.0] * tokens, []
+    for place, token in enumerate(kept):
+        total = sum(sizes[member] for member in groups[token])
+        merged.append(total)
+        for member in groups[token]:
+            segment[member] = place
+            shares[member] = sizes[member] / total if total else float(member == token)
+    return segment, kept, sorted(joins), shares, merged
+
+
+def assert_correct(arguments, results):
+    score, partner, sizes, count, by_position = arguments
+    for sample in range(len(sizes)):
+        wanted = assign(
+            score[sample].tolist(),
+            partner[sample].tolist(),
+            sizes[sample].tolist(),
+            count,
+            by_position,
+        )
+        segment, kept, moved, shares, merged = (result[sample] for result in results)
+        assert (segment.tolist(), kept.tolist()) == wanted[:2]
+        assert sorted(moved.tolist()) == wanted[2]
+        torch.testing.assert_close(shares, torch.tensor(wanted[3], dtype=shares.dtype))
+        torch.testing.assert_close(merged, torch.tensor(wanted[4], dtype=merged.dtype))
+
+
+def exact_cases():
+    score, partner = torch.tensor([[1.0, 3.0]]), torch.tensor([[0, 0]])
+    sizes = torch.tensor([[1.0, 1.0, 3.0, 1.0]])
+    yield (
+        (score, partner, sizes, 3, False),
+        ([[0, 1, 1, 2]], [[0, 1, 3]], [[2]], [[1.0, 0.25, 0.75, 1.0]], [[1.0, 4.0, 1.0]]),
+    )
+    yield (  # padding merges without weight, and an earlier token than its partner does not stand
+        (score, partner, torch.tensor([[1.0, 1.0, 0.0, 1.0]]), 3, True),
+        ([[0, 1, 1, 2]], [[0, 1, 3]], [[2]], [[1.0, 1.0, 0.0, 1.0]], [[1.0, 1.0, 1.0]]),
+    )

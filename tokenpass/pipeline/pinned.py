@@ -1,0 +1,79 @@
+"""Running exactly the edits of a plan file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import sympy
+
+from tokenpass.capture.dynamo import Captured
+from tokenpass.config import Config
+from tokenpass.cost.device import DeviceProfile
+from tokenpass.cost.roofline import GraphCost
+from tokenpass.edits import Edit, Plan
+from tokenpass.errors import PlanMismatchError, nearest
+from tokenpass.graph.view import View
+from tokenpass.options import all_passes
+from tokenpass.passes.base import Candidate, LossyPass, PassContext
+from tokenpass.pipeline.found import exact_edits
+from tokenpass.pipeline.planned import Planned, carried_out
+from tokenpass.plan.levels import TOKENS, evaluator
+from tokenpass.rewrite.restoring import ReplayRefused
+from tokenpass.rewrite.rewriter import Actions
+
+
+def carry_out_pinned(
+    view: View,
+    captured: Captured,
+    config: Config,
+    pinned: Plan,
+    blank: Plan,
+    dense: GraphCost,
+    profile: DeviceProfile,
+    sizes: Mapping[sympy.Symbol, int],
+) -> Planned:
+    """Run exactly the edits of a plan file; raises `PlanMismatchError` where they do not fit."""
+    if pinned.fingerprint and pinned.fingerprint != blank.fingerprint:
+        raise PlanMismatchError(
+            f"{config.origin}: the plan was made for graph {pinned.fingerprint}, this graph is "
+            f"{blank.fingerprint} (another model, input shape or library version); plan anew, or "
+            "remove the fingerprint to run the edits whose sites this graph has"
+        )
+    lossy = {item.name: item for item in all_passes() if isinstance(item, LossyPass)}
+    exact, edits, _ = exact_edits(view, len(pinned.edits))
+    wanted = [e for e in pinned.edits if e.pass_name not in lossy]
+    keep_exact = bool(wanted) and {e.pass_name for e in wanted} <= {e.pass_name for e in edits}
+    at: dict[Any, list[Any]] = {}
+    for owner, edit in enumerate(e for e in pinned.edits if e.pass_name in lossy):
+        candidate = pinned_candidate(view, config, edit, lossy[edit.pass_name])
+        level = evaluator(sympy.parse_expr(edit.level, local_dict={"tokens": TOKENS}))
+        action = lossy[edit.pass_name].action(candidate, level, owner, pinned.seed)
+        at.setdefault(candidate.site.node, []).append(action)
+    short = view.caches if config.shorter_cache else frozenset()
+    actions = Actions(at, exact.read_cuts if keep_exact else (), short)
+    plan = replace(blank, budget=pinned.budget, error=pinned.error, seed=pinned.seed)
+    unedited = Planned(view, plan, None, dense, None, profile, sizes)
+    if actions.empty:
+        return unedited
+    try:
+        return carried_out(unedited, captured, actions, pinned.edits, (), config)
+    except ReplayRefused as refused:
+        raise PlanMismatchError(f"{config.origin}: {refused.rejection}") from refused
+
+
+def pinned_candidate(view: View, config: Config, edit: Edit, item: LossyPass) -> Candidate:
+    """The candidate that a pinned edit names; raises `PlanMismatchError` with the nearest site."""
+    found = item.candidates(view, PassContext(edit.policy, config.seed, config.shorter_cache))
+    for candidate in found.candidates:
+        if candidate.site.name == edit.site:
+            return candidate
+    refused = [str(r) for r in found.rejections if r.where == edit.site]
+    if refused:
+        raise PlanMismatchError(f"{config.origin}: {edit.pass_name}: {refused[0]}")
+    names = [candidate.site.name for candidate in found.candidates]
+    raise PlanMismatchError(
+        f"{config.origin}: {edit.pass_name}: this graph has no site {edit.site!r}"
+        f"{nearest(edit.site, names)}; it has {', '.join(names[:4]) or 'none'}"
+    )

@@ -1,0 +1,94 @@
+"""A plan with the graph that it gives, priced as itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import GraphModule
+
+from tokenpass.capture.dynamo import Captured
+from tokenpass.config import Config
+from tokenpass.cost.device import DeviceProfile
+from tokenpass.cost.roofline import GraphCost, graph_cost
+from tokenpass.edits import Edit, Plan
+from tokenpass.graph.view import View
+from tokenpass.ops import OPERATORS
+from tokenpass.options import all_passes
+from tokenpass.passes.base import ExactPass
+from tokenpass.rewrite.rewriter import Actions, rewrite
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A plan, the graph that it gives (None: nothing is edited), and what both cost."""
+
+    view: View
+    plan: Plan
+    module: GraphModule | None
+    dense: GraphCost
+    edited: GraphCost | None
+    profile: DeviceProfile
+    sizes: Mapping[sympy.Symbol, int]
+
+    @property
+    def exact(self) -> bool:
+        """Whether no edit can lose anything."""
+        exact = {item.name for item in all_passes() if isinstance(item, ExactPass)}
+        return all(edit.pass_name in exact for edit in self.plan.edits)
+
+
+def op_costs() -> dict[Any, Callable[..., Any]]:
+    """Cost rules of our own operators, as the cost model calls them (result first)."""
+
+    def rule(cost: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda out, *args, **kwargs: cost(*args, **kwargs)
+
+    return {operator.overload: rule(operator.cost) for operator in OPERATORS}
+
+
+def size_hints(captured: Captured) -> dict[sympy.Symbol, int]:
+    """The example call's value of every dynamic size."""
+    found: dict[sympy.Symbol, int] = {}
+    sizes: list[Any] = list(captured.fakes)
+    for fake in captured.fakes:
+        if isinstance(fake, torch.Tensor):
+            sizes += [*fake.shape, *fake.stride()]
+    for size in sizes:
+        if isinstance(size, torch.SymInt) and isinstance(size.node.expr, sympy.Symbol):
+            found[size.node.expr] = size.node.hint
+    return found
+
+
+def device_of(captured: Captured) -> torch.device:
+    """The device that the graph runs on: that of its first tensor that is not on the CPU."""
+    devices = [f.device for f in captured.fakes if isinstance(f, torch.Tensor)]
+    return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
+
+
+def carried_out(
+    unedited: Planned,
+    captured: Captured,
+    actions: Actions,
+    edits: tuple[Edit, ...],
+    notes: tuple[str, ...],
+    config: Config,
+) -> Planned:
+    """The graph that actions give, priced as itself."""
+    made = rewrite(unedited.view, actions, captured.fakes, captured.mode)
+    module, rejections = made.module, (*unedited.plan.rejections, *made.barriers)
+    edited = graph_cost(module, op_costs())
+    cost = edited.evaluate(unedited.sizes, unedited.profile, config.objective)
+    plan = replace(
+        unedited.plan, edits=edits, planned_cost=cost, notes=notes, rejections=rejections
+    )
+    return replace(unedited, plan=plan, module=module, edited=edited)
+
+
+def declined(exact: Planned) -> Planned:
+    """The exact plan, saying that nothing lossy would have paid."""
+    note = "no lossy plan is predicted to pay on this device: what edits cost outweighs their gain"
+    return replace(exact, plan=replace(exact.plan, notes=(*exact.plan.notes, note)))

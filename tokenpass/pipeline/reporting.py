@@ -1,0 +1,98 @@
+"""The report of a plan: each attention layer's tokens and costs."""
+
+from __future__ import annotations
+
+import sympy
+
+from tokenpass.cost.device import DeviceProfile
+from tokenpass.cost.roofline import GraphCost
+from tokenpass.graph.layers import costs_by_layer, layer_prefixes
+from tokenpass.pipeline.planned import Planned
+from tokenpass.plan.levels import TOKENS
+from tokenpass.plan.plan_file import plan_to_yaml
+from tokenpass.report import GraphReport, LayerRow
+
+
+def report_of(planned: Planned, seconds: float) -> GraphReport:
+    """The record of a graph; `seconds` is what planning took."""
+    rows, outside = layer_rows(planned)
+    return GraphReport(
+        "edited" if planned.module is not None else "dense",
+        planned.plan,
+        planned.profile.name,
+        rows,
+        *outside,
+        unknown=planned.dense.unknown,
+        seconds=seconds,
+        plan_yaml=plan_to_yaml(planned.plan),
+        exact=planned.exact,
+    )
+
+
+def layer_rows(planned: Planned) -> tuple[tuple[LayerRow, ...], tuple[float, float]]:
+    """Each attention layer's tokens and costs, and the costs outside all layers."""
+    regions = planned.view.regions
+    prefixes = layer_prefixes(regions)
+    profile, sizes = planned.profile, dict(planned.sizes)
+    if planned.plan.objective == "flops":
+        dense_costs = flops_by_node(planned.dense, sizes, profile)
+        edited_costs = flops_by_node(planned.edited or planned.dense, sizes, profile)
+    else:
+        dense_costs = planned.dense.per_node(sizes, profile)
+        edited_costs = (planned.edited or planned.dense).per_node(sizes, profile)
+    dense, dense_outside = costs_by_layer(planned.view.module.graph, dense_costs, prefixes)
+    graph = (planned.module or planned.view.module).graph
+    edited, outside = costs_by_layer(graph, edited_costs, prefixes)
+    counts = token_counts(planned)
+    rows = tuple(
+        LayerRow(
+            region.layer,
+            prefixes[at] or region.node.name,
+            counts[at][0],
+            counts[at][1],
+            dense[at],
+            edited[at],
+            tuple(e for e in planned.plan.edits if prefixes[at] and under(e.site, prefixes[at])),
+        )
+        for at, region in enumerate(regions)
+    )
+    return rows, (dense_outside, outside)
+
+
+def flops_by_node(
+    cost: GraphCost, sizes: dict[sympy.Symbol, int], profile: DeviceProfile
+) -> dict[str, float]:
+    """Arithmetic of each node."""
+    totals: dict[str, float] = {}
+    for group in cost.per_group(sizes, profile):
+        totals[group.names[0]] = totals.get(group.names[0], 0.0) + group.flops
+    return totals
+
+
+def under(site: str, prefix: str) -> bool:
+    """Whether a site's module path lies in a layer's."""
+    path = site.split(":")[0]
+    return path == prefix or path.startswith(prefix + ".")
+
+
+def token_counts(planned: Planned) -> list[tuple[str, str]]:
+    """Tokens coming into and leaving every layer, as text."""
+    sites = {site.name: site for site in planned.view.sites}
+    now: dict[int, str] = {}
+    behind: dict[int, str] = {}
+    for edit in planned.plan.edits:
+        if edit.site in sites:
+            behind[id(sites[edit.site].region)] = edit.level
+        elif edit.pass_name == "dead_tokens":
+            for region in planned.view.regions:
+                if under(edit.site, layer_prefixes(planned.view.regions)[region.layer]):
+                    behind[id(region)] = edit.level
+    counts = []
+    for region in planned.view.regions:
+        axis = id(region.query_axis)
+        size = region.query_axis.size
+        incoming = now.get(axis, str(size) if isinstance(size, int) else str(TOKENS))
+        outgoing = behind.get(id(region), incoming)
+        now[axis] = outgoing
+        counts.append((incoming, outgoing))
+    return counts
