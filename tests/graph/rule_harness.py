@@ -250,12 +250,8 @@ def build(trial: Trial) -> Built:
     inputs: list[torch.Tensor] = []
 
     def argument(leaf: Any) -> Any:
-        if isinstance(leaf, S):
-            return [math_size(trial, group) for group in T(leaf.dims).groups()]
-        if isinstance(leaf, L):
-            return trial.size(leaf.letter)
         if not isinstance(leaf, T):
-            return leaf
+            return plain_argument(leaf, trial)
         value = make_value(leaf, trial, generator)
         node = graph.placeholder(f"x{len(inputs)}")
         node.meta["val"] = value
@@ -368,6 +364,52 @@ def reducer(trial: Trial, level: Level) -> Gather | Segment | Dense:
     kept = level.index
     moved = torch.tensor(apart, dtype=torch.long).reshape(len(own), full - count)
     return Segment(level.rep, share, kept, moved)
+
+
+def check_constants(example: Example, target: Any, chance: random.Random) -> None:
+    """Assert that entries are equal along every dimension whose label says so.
+
+    Inputs are expanded along letters picked at random, so that their entries are equal there.
+    """
+    trial = draw_trial(example, target, chance, "prune")
+    graph, generator = Graph(), torch.Generator().manual_seed(trial.seed)
+
+    def argument(leaf: Any) -> Any:
+        if not isinstance(leaf, T):
+            return plain_argument(leaf, trial)
+        letters = leaf.letters()
+        equal = [chance.random() < 0.6 for _ in letters]
+        value = make_value(leaf, trial, generator)
+        for at, same in enumerate(equal):
+            value = value.narrow(at, 0, min(1, value.shape[at])) if same else value
+        node = graph.placeholder(f"x{len(graph.nodes)}")
+        node.meta["val"] = value
+        node = call(graph, aten.expand.default, (node, trial.shape(letters)), {})
+        node = call(graph, aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
+        if all(len(group) == 1 for group in leaf.groups()):
+            return node
+        shape = [math_size(trial, group) for group in leaf.groups()]
+        return call(graph, aten.reshape.default, (node, shape), {})
+
+    args, kwargs = tree_map(argument, (trial.example.args, dict(trial.example.kwargs)))
+    node = call(graph, trial.target, args, kwargs)
+    graph.output(node)
+    outs = node.meta["val"] if isinstance(node.meta["val"], tuple) else (node.meta["val"],)
+    for value, label in zip(outs, Labels(graph).of[node], strict=True):
+        assert len(label) == value.dim()
+        flat = list(factors(label))
+        apart = value.reshape([f.axis.size for f in flat])
+        for at, factor in enumerate(flat):
+            if factor.axis.constant:
+                same = apart.narrow(at, 0, 1).expand_as(apart)
+                torch.testing.assert_close(apart, same, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
+def plain_argument(leaf: Any, trial: Trial) -> Any:
+    """An argument that is no tensor, with its sizes."""
+    if isinstance(leaf, S):
+        return [math_size(trial, group) for group in T(leaf.dims).groups()]
+    return trial.size(leaf.letter) if isinstance(leaf, L) else leaf
 
 
 class SpyReplay(Replay):

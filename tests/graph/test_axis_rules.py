@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenpass.graph.axis_rules import AXIS_RULES, PLAIN, find_rule, mutates
 
 from .rule_examples import EXAMPLES
-from .rule_harness import CLAIMS, T, check, draw_trial, ex
+from .rule_harness import CLAIMS, T, check, check_constants, draw_trial, ex
 
 aten = torch.ops.aten
 FAILS_DENSE = {aten.gelu_backward.default}
@@ -44,6 +44,16 @@ def test_claim_of_every_rule(target, seed):
     for example in EXAMPLES[target]:
         for claim in CLAIMS:
             check(draw_trial(example, target, chance, claim))
+
+
+@pytest.mark.parametrize("target", EXAMPLES, ids=str)
+@QUICK
+@given(seed=SEEDS)
+def test_equal_entries_are_equal(target, seed):
+    """A label that calls a dimension constant is believed: any entries may stand for the others."""
+    chance = random.Random(seed)
+    for example in EXAMPLES[target]:
+        check_constants(example, target, chance)
 
 
 SHAPES = {

@@ -109,6 +109,11 @@ def factors(label: Label) -> Iterable[Factor]:
     return (factor for dim in label for factor in dim)
 
 
+def is_constant(dim: Dim) -> bool:
+    """Whether some entries along a dimension are known to be equal."""
+    return any(factor.axis.constant for factor in dim)
+
+
 def has_cut(label: Label) -> bool:
     """Whether any axis of the value was shortened."""
     return any(factor.cut is not None for factor in factors(label))

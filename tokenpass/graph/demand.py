@@ -18,9 +18,10 @@ def demand_of(
 ) -> dict[Node, Demand]:
     """Demand on the tokens (along `axis`) of every value that has a label.
 
-    Positions that a node holds must be one for each entry of `batch`.
+    Positions that a node holds must be one for each entry of `batch`, and known early.
     """
     demands: dict[Node, dict[int, Demand]] = {}
+    unsteady = behind_writes(module, labels)
 
     def add(node: Node, demand: Demand, output: int = 0) -> None:
         known = demands.setdefault(node, {})
@@ -39,10 +40,19 @@ def demand_of(
         out = demands.get(node, {})
         apart = labels.keeps_samples(node, batch, axis) if computed(merge(out)) else True
         for source, demand in operand_demands(node, labels, axis, out):
-            strange = any(p.rows is not batch for p in computed(demand))
+            strange = any(p.rows is not batch or p.at in unsteady for p in computed(demand))
             mixed = not apart and computed(demand) & computed(merge(out))
             add(source, EVERYTHING if strange or mixed else demand)
     return {node: merge(found) for node, found in demands.items()}
+
+
+def behind_writes(module: GraphModule, labels: Labels) -> set[Node]:
+    """Values that depend on one that is written to: they cannot be computed ahead of their turn."""
+    found = set(labels.written)
+    for node in module.graph.nodes:
+        if any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def computed(demand: Demand) -> frozenset[Position]:

@@ -10,7 +10,8 @@ import torch
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_map
 
-from tokenpass.graph.axis import Axis, AxisTable, Label, Size, Unalignable, find_axis
+from tokenpass.graph.aliases import written_nodes
+from tokenpass.graph.axis import Axis, AxisTable, Label, Size, Unalignable, find_axis, is_constant
 from tokenpass.graph.axis_rules import find_rule
 from tokenpass.graph.call import Call, Operand, bind, is_one
 from tokenpass.tracing import fake_tensors, fake_value
@@ -40,11 +41,14 @@ class Labels:
         self.table = AxisTable()
         self.of: dict[Node, tuple[Label, ...]] = {}
         self.nonnegative: set[Node] = set()
+        self.written = written_nodes(graph)
         self._samples: dict[tuple[Node, Axis, Axis], bool] = {}
         for node in graph.nodes:
             if fake_tensors(node):
                 self.of[node] = self.infer(node)
-                if self.is_nonnegative(node):
+                if node in self.written:  # what is written later is not what was made
+                    self.of[node] = self.without_constants(node)
+                elif self.is_nonnegative(node):
                     self.nonnegative.add(node)
 
     def __getitem__(self, node: Node) -> Label:
@@ -66,6 +70,17 @@ class Labels:
             return rule.infer(call)
         except Unalignable:
             return tuple(call.fresh_label(at) for at in range(len(call.out_shapes)))
+
+    def without_constants(self, node: Node) -> tuple[Label, ...]:
+        """The node's labels, with new axes for dimensions whose entries were all equal."""
+        call = self.call(node)
+        return tuple(
+            tuple(
+                new if is_constant(dim) else dim
+                for dim, new in zip(label, call.fresh_label(output), strict=True)
+            )
+            for output, label in enumerate(self.of[node])
+        )
 
     def call(self, node: Node, values: dict[str, Any] | None = None) -> Call:
         """The node as a call; `values` (bound arguments) stand for the graph's own."""

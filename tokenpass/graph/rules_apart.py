@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tokenpass.graph.axis import Axis, Label, find_axis
+from tokenpass.graph.axis import Axis, Label, find_axis, is_constant
 from tokenpass.graph.call import Call, Runner, is_one
 from tokenpass.graph.demand_lattice import (
     NOTHING,
@@ -114,7 +114,11 @@ class Normalise(Rule):
     def infer(self, call: Call) -> tuple[Label, ...]:
         label, dims = call.operands[0].label, self.dims(call)
         statistics = tuple(() if at in dims else dim for at, dim in enumerate(label))
-        return (label, *(statistics for _ in call.out_shapes[1:]))
+        new = call.fresh_label()  # weights may differ where the values do not
+        out = tuple(
+            new[at] if at in dims and is_constant(dim) else dim for at, dim in enumerate(label)
+        )
+        return (out, *(statistics for _ in call.out_shapes[1:]))
 
     def blocked(self, call: Call) -> list[Blocked]:
         found = block_dims(0, call.operands[0], self.dims(call))

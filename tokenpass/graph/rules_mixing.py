@@ -34,11 +34,21 @@ class Convolve(Rule):
 
     kind: ClassVar[Kind] = "position-dependent"
 
+    def batch(self, call: Call) -> Label:
+        """The batch dimension, which an input may lack."""
+        source, weight = call.operands[:2]
+        return source.label[:1] if len(source.label) == len(weight.label) else ()
+
     def infer(self, call: Call) -> tuple[Label, ...]:
-        return ((call.operands[0].label[0], *call.fresh_label()[1:]),)
+        batch = self.batch(call)
+        return ((*batch, *call.fresh_label()[len(batch) :]),)
 
     def blocked(self, call: Call) -> list[Blocked]:
-        return block_dims(0, call.operands[0], range(1, len(call.operands[0].label)))
+        start = len(self.batch(call))
+        found = block_dims(0, call.operands[0], range(start, len(call.operands[0].label)))
+        for at, operand in enumerate(call.operands[1:], start=1):
+            found += block_dims(at, operand, range(len(operand.label)))
+        return found
 
     def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
         return [join_demands(out).read_whole() for _ in call.operands]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from tokenpass.graph.axis import Axis, Label, find_axis, same_size
+from tokenpass.graph.axis import Axis, Label, find_axis, is_constant, same_size
 from tokenpass.graph.call import Call, Runner
 from tokenpass.graph.demand_lattice import (
     EVERYTHING,
@@ -40,9 +40,10 @@ class Along(Rule):
         outs = []
         for output in range(len(call.out_shapes)):
             new = call.fresh_label(output)
-            outs.append(
-                tuple(new[at] if self.fresh and at in dims else dim for at, dim in enumerate(label))
-            )
+            place = [
+                at in dims and (self.fresh or is_constant(label[at])) for at in range(len(label))
+            ]
+            outs.append(tuple(new[at] if place[at] else dim for at, dim in enumerate(label)))
         return tuple(outs)
 
     def blocked(self, call: Call) -> list[Blocked]:
@@ -248,7 +249,11 @@ class Gather(Rule):
     kind: ClassVar[Kind] = "position-dependent"
 
     def infer(self, call: Call) -> tuple[Label, ...]:
-        return (call.operands[1].label,)
+        # equal indices read different rows: only the dimension that is read takes their equality
+        label, new, dim = call.operands[1].label, call.fresh_label(), call.dim()
+        return (
+            tuple(new[at] if at != dim and is_constant(d) else d for at, d in enumerate(label)),
+        )
 
     def blocked(self, call: Call) -> list[Blocked]:
         return [

@@ -9,7 +9,6 @@ import torch
 from torch.fx import GraphModule, Node
 
 from tokenpass.edits import Rejection
-from tokenpass.graph.aliases import written_nodes
 from tokenpass.graph.axis import Axis, find_axis
 from tokenpass.graph.demand import demand_of
 from tokenpass.graph.labels import Labels
@@ -59,7 +58,7 @@ def analyse(module: GraphModule, inputs: list[Node]) -> View:
     """
     labels = Labels(module.graph)
     regions = tuple(attention_regions(module.graph, labels))
-    written = written_nodes(module.graph)
+    written = labels.written
     caches = handed_out(module, regions)
     goal = main_output(module, caches)
     rejections: list[Rejection] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,12 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional as F
 
+from tokenpass.backend import reset, tokenpass
 from tokenpass.capture.dynamo import Captured, capture
 from tokenpass.graph.sites import Site
 from tokenpass.graph.view import View, analyse
-from tokenpass.rewrite.reduction import Gather, Reduction
+from tokenpass.report import GraphReport, last_reports
+from tokenpass.rewrite.reduction import Gather, Reduction, Segment
 from tokenpass.rewrite.replay import Replay
 
 
@@ -108,6 +111,12 @@ class Mixer(nn.Module):
         """`[batch, heads, tokens, head_dim]`, by the form's spelling."""
         form = self.form
         bias = self.relative if form.bias == "relative" else None
+        if form.bias == "triangle":
+            hidden = torch.ones(q.shape[2], q.shape[2]).triu(1).bool()
+            bias = torch.zeros(q.shape[2], q.shape[2]).masked_fill(hidden, float("-inf"))
+        if form.bias == "written":
+            bias = q.new_zeros(q.shape[0], 1, 1, q.shape[2])
+            bias[:, :, :, 3:] = -1e9
         if form.attention == "bmm":
             b, h, n, d = q.shape
             q, k, v = (part.reshape(b * h, n, d) for part in (q, k, v))
@@ -257,5 +266,58 @@ def permuted(seen: Seen, sites: Sequence[Site]) -> tuple[list[torch.Tensor], Cou
         return shuffle
 
     replay = CountingReplay(seen.view, {site.node: [act(site)] for site in sites})
+    with torch.no_grad():
+        return list(replay.run(*seen.inputs)), replay
+
+
+def compiled(model: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, Any, GraphReport]:
+    """Output, dense output and report of one graph compiled by the backend, without Inductor."""
+    reset()
+    settings = {"lowering": "eager", "on_failure": "raise", "objective": "flops", **options}
+    backend = functools.partial(tokenpass, options=settings)
+    with torch.no_grad():
+        want = model(*args)
+        got = torch.compile(model, backend=backend, fullgraph=True)(*args)
+    (report,) = last_reports()
+    return got, want, report
+
+
+def codes(report: GraphReport) -> set[str]:
+    """Codes of all rejections."""
+    return {rejection.code for rejection in report.rejections}
+
+
+def duplicated(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The input with `count` different tokens in each sample, and where each token is found."""
+    batch, tokens = x.shape[:2]
+    rep = torch.stack([torch.randperm(tokens) % count for _ in range(batch)])
+    return torch.stack([sample[row] for sample, row in zip(x, rep, strict=True)]), rep
+
+
+def merged(seen: Seen, site: Site, rep: torch.Tensor) -> tuple[list[torch.Tensor], CountingReplay]:
+    """The graph's outputs with exact duplicates merged, with their sizes, behind one site."""
+    count = int(rep.max()) + 1
+    member = F.one_hot(rep, count)
+    sizes = member.sum(1)
+    place = torch.arange(rep.shape[1]).expand(rep.shape)
+    kept = torch.stack([(row[:, None] == torch.arange(count)).int().argmax(0) for row in rep])
+    moved = [sorted(set(range(rep.shape[1])) - set(row.tolist())) for row in kept]
+    latest = torch.where(member.bool(), place[..., None], -1).amax(1)
+    share = (1.0 / sizes).gather(1, rep)
+
+    def act(replay: Replay, node: Node, value: torch.Tensor) -> Reduction:
+        return Reduction(
+            site.axis,
+            site.batch,
+            rep.shape[1],
+            count,
+            Segment(rep, share, kept, torch.tensor(moved)),
+            latest=lambda: latest,
+            representative=rep,
+            sizes=sizes.float(),
+            ordered=False,
+        )
+
+    replay = CountingReplay(seen.view, {site.node: [act]})
     with torch.no_grad():
         return list(replay.run(*seen.inputs)), replay
