@@ -38,7 +38,7 @@ def test_pyright_saw_every_file_once(repository: Path) -> None:
         for path in (repository / folder).rglob("*.py")
         if not any(link in path.parents for link in links)
     ]
-    done = tool("pyright", "--outputjson", cwd=repository)
+    done = tool("pyright", "--pythonpath", sys.executable, "--outputjson", cwd=repository)
     summary = json.loads(done.stdout)["summary"]
     assert summary["filesAnalyzed"] == len(files) + 1  # and setup.py
     assert summary["errorCount"] == 0
@@ -46,7 +46,7 @@ def test_pyright_saw_every_file_once(repository: Path) -> None:
 
 def test_pyright_sees_behind_the_links(copy: Path) -> None:
     (copy / "passes" / "wrong.py").write_text('number: int = "one"\n', encoding="utf-8")
-    done = tool("pyright", cwd=copy)
+    done = tool("pyright", "--pythonpath", sys.executable, cwd=copy)
     assert done.returncode == 1
     assert "wrong.py:1:15" in done.stdout
 
