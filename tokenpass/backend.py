@@ -24,6 +24,7 @@ from tokenpass.errors import FallbackWarning, UserError
 from tokenpass.graph.view import analyse, fingerprint
 from tokenpass.lower.eager import lower_eager
 from tokenpass.lower.inductor import inductor_patches, lower_inductor
+from tokenpass.lower.kernels import installed_kernels
 from tokenpass.lower.verify import Promise, verified
 from tokenpass.options import read_options
 from tokenpass.pipeline import Planned, make_plan, report_of
@@ -126,7 +127,8 @@ def promise(planned: Planned, config: Config) -> Promise:
 
 
 def lower(module: GraphModule, example_inputs: Sequence[Any], config: Config) -> Callable[..., Any]:
-    """The lowering that the options name."""
+    """The lowering that the options name; generated kernels stand ready for our operators."""
+    installed_kernels()
     if config.lowering == "eager":
         return lower_eager(module, example_inputs)
     return lower_inductor(module, example_inputs, inductor_patches(config.inductor))
