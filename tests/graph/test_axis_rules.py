@@ -22,7 +22,7 @@ UNDEFINED = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.d
 """What these give is undefined: there is nothing to compare."""
 
 QUICK = settings(
-    max_examples=2,
+    max_examples=1,
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.generate),
 )
