@@ -84,9 +84,7 @@ def test_a_failure_compiles_dense_with_one_warning(
     assert "no such token" in report.cause
 
 
-def test_on_failure_raise(
-    model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_failure_raise(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_in(monkeypatch, "no such token")
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="no such token"):
         run(model, x, budget=0.7, on_failure="raise")
@@ -240,9 +238,7 @@ def test_a_plan_of_another_graph(model: nn.Module, x: Tensor, tmp_path: Path) ->
         run(ready(Pooled(layers=3)), x, config=path)
 
 
-def test_a_site_with_a_typo_names_the_nearest(
-    model: nn.Module, x: Tensor, tmp_path: Path
-) -> None:
+def test_a_site_with_a_typo_names_the_nearest(model: nn.Module, x: Tensor, tmp_path: Path) -> None:
     path, _ = saved_plan(model, x, tmp_path)
     path.write_text(path.read_text().replace("blocks.0:", "blcoks.0:"), encoding="utf-8")
     with user_error(PlanMismatchError, "did you mean 'blocks.0:after_attention'"):
@@ -314,7 +310,10 @@ def test_a_second_process_finds_the_compiled_graph(tmp_path: Path) -> None:
 
 def child(folder: Path) -> dict[str, Any]:
     """What one process reports."""
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder), "PYTHONPATH": path_with(ROOT)}
+    environment = os.environ | {
+        "TORCHINDUCTOR_CACHE_DIR": str(folder),
+        "PYTHONPATH": path_with(ROOT),
+    }
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CHILD],
         capture_output=True,

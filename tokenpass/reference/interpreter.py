@@ -125,7 +125,9 @@ class Reference(Interpreter):
                 if real:
                     stands = max(int(old[sample, seats[sample, j]]) for j in real)
                     total = sum(float(sizes[sample, j]) for j in real)
-                    terms = [value[sample, seats[sample, j]] * float(sizes[sample, j]) for j in real]
+                    terms = [
+                        value[sample, seats[sample, j]] * float(sizes[sample, j]) for j in real
+                    ]
                     mean = torch.stack(terms).sum(0) / total
                 if stream.causal:
                     seat = stands
