@@ -17,7 +17,6 @@ ENCODERS = (
     "vit",
     "deit",
     "dinov2",
-    "beit_pooled",
     "clip_vision",
     "siglip",
     "bert",
@@ -32,7 +31,12 @@ ENCODERS = (
 LAST_TOKEN = ("llama", "qwen2", "mistral", "phi", "gpt2", "gemma2")
 # later tokens must not move earlier outputs, so only edits by position apply
 BY_POSITION = ("causal_stream", "llama_all_logits", "llama_classifier", "clip_text")
-MAY_BE_CAUSAL = ("modernbert", "t5_encoder", "t5")  # masks and biases that vary along queries
+MAY_BE_CAUSAL = (
+    "modernbert",
+    "t5_encoder",
+    "t5",
+    "beit_pooled",
+)  # masks and biases that vary along queries
 
 CORE = ("vit", "bert_padded", "bert_masked_words", "llama", "pooled")
 

@@ -127,11 +127,14 @@ class Planner:
         if not exact and not self.found.exact.empty:
             prices = self.prices(False)
             floor = prices(keep_all(prices.choices))
+        # levels that the user fixed are carried out whether they pay or not
+        asked = any(fixed is not None for fixed in self.found.fixed)
+        bound = float("inf") if asked else floor * PAYS
         aim = None if budget is None else budget * dense
         best: Planned | None = None
         for _ in range(CORRECTIONS):
             chosen = choose(prices.choices, prices, aim, self.config.max_error)
-            if chosen.cost >= floor * PAYS:
+            if chosen.cost >= bound:
                 break
             made = self.make(chosen, exact)
             if best is None or made.plan.planned_cost < best.plan.planned_cost:
@@ -140,7 +143,7 @@ class Planner:
             if over <= 1.0 or chosen.notes:
                 break
             aim = aim / (over * 1.005) if aim is not None else None
-        return best if best is not None and best.plan.planned_cost < floor * PAYS else None
+        return best if best is not None and best.plan.planned_cost < bound else None
 
     def prices(self, exact: bool) -> Prices:
         """Costs of all plans over the candidates."""
