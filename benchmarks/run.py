@@ -2,7 +2,7 @@
 
 For each case and budget: the speed ratio from interleaved pairs in one process, the predicted
 ratio beside it, agreement of the outputs, then compile time and peak memory in processes of their
-own. One JSON file per run, with the machine's fingerprint, and a table.
+own. One JSON file per run, written anew after each case, with the machine's fingerprint; a table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import gc
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from benchmarks.timing import Pace, paired_ratio
 from benchmarks.variants import DENSE, compile_variant, tokenpass_variant
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACE = Pace()
+PACE = Pace(seconds=25)
 QUICK_PACE = Pace(pairs=10, least=5, seconds=20, width=0.05)
 
 
@@ -118,9 +118,10 @@ def results_table(results: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
-def save(results: list[dict[str, Any]], folder: Path = RESULTS) -> Path:
-    """Write one JSON file, named by its date, with the machine's fingerprint."""
-    machine = fingerprint()
+def save(
+    results: Sequence[Mapping[str, Any]], machine: Mapping[str, Any], folder: Path = RESULTS
+) -> Path:
+    """Write one JSON file, named by the date of the fingerprint."""
     folder.mkdir(parents=True, exist_ok=True)
     stamp = machine["date"][:19].replace(":", "").replace("-", "")
     path = folder / f"run-{stamp}.json"
@@ -144,18 +145,21 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     every = QUICK_CASES if chosen.quick else [case.name for case in CASES]
     results: list[dict[str, Any]] = []
+    machine = fingerprint()
     with console.status("starting") as status:
+        say = status.update if console.is_terminal else console.print
         for name in chosen.case or every:
             case = find_case(name)
             budgets = chosen.budget or case.budgets
             results += measure_case(
-                case, budgets, pace=pace, children=not chosen.no_children, say=status.update
+                case, budgets, pace=pace, children=not chosen.no_children, say=say
             )
+            save(results, machine)
             gc.collect()
     console.print(results_table(results))
     verdicts = list(judge(results))
     print_verdicts(verdicts, console)
-    console.print(f"written to {save(results)}")
+    console.print(f"written to {save(results, machine)}")
     return int(chosen.check and any(one.outcome == "missed" for one in verdicts))
 
 

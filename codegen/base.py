@@ -27,27 +27,36 @@ class Argument:
 
 @dataclass(frozen=True)
 class Problem:
-    """One call of an operator: where it runs, and on what; None stands for an absent tensor."""
+    """One call of an operator: where it runs, and on what.
+
+    Numbers stand for themselves; None is an absent tensor, or a number that is not known.
+    """
 
     operator: str
     device: str
-    arguments: tuple[Argument | None, ...]
+    arguments: tuple[Argument | int | None, ...]
+
+    def tensor(self, index: int) -> Argument | None:
+        """The tensor argument at a place; None where it is absent."""
+        argument = self.arguments[index]
+        return argument if isinstance(argument, Argument) else None
 
 
 def problem_of(operator: str, arguments: Sequence[Any]) -> Problem:
     """The problem that a call poses, from its tensors, real or fake."""
-    described = tuple(
-        Argument(
-            value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape)
-        )
-        if isinstance(value, torch.Tensor)
-        else None
-        for value in arguments
-    )
+    described = tuple(map(described_argument, arguments))
     device = next(
         (value.device.type for value in arguments if isinstance(value, torch.Tensor)), "cpu"
     )
     return Problem(operator, device, described)
+
+
+def described_argument(value: Any) -> Argument | int | None:
+    """What a template may know of one argument of a call."""
+    if isinstance(value, torch.Tensor):
+        sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
+        return Argument(value.dtype, sizes)
+    return value if isinstance(value, int) else None
 
 
 class KernelTemplate(ABC):

@@ -24,9 +24,9 @@ DOT_DTYPES = {
 }
 
 SOURCE = Template('''\
-"""Best target (odd token) of each source (even token) by cosine similarity.
+"""Best target (odd token) of each source (even token) by the mean of its heads' cosines.
 
-score[b, i] = max_j cos(keys[b, 2i], keys[b, 2j + 1]),  partner[b, i] = lowest such j
+score[b, i] = max_j mean_h cos(keys[b, 2i, h], keys[b, 2j + 1, h]),  partner[b, i] = lowest such j
 """
 
 import torch
@@ -36,21 +36,21 @@ import triton.language as tl
 BLOCK_SOURCES = tl.constexpr($block_sources)
 BLOCK_TARGETS = tl.constexpr($block_targets)
 BLOCK_CHANNELS = tl.constexpr($block_channels)  # channels beyond `width` are loaded as zero
-HAS_BLOCKED_SOURCE = tl.constexpr($has_blocked_source)
-HAS_BLOCKED_TARGET = tl.constexpr($has_blocked_target)
-TINY = tl.constexpr(1e-12)
+HAS_BLOCKED = tl.constexpr($has_blocked)
 MINUS_INFINITY = tl.constexpr(float("-inf"))
 
 
 @triton.jit
 def bipartite_match(
     keys,
-    blocked_source,
-    blocked_target,
+    norms,
+    blocked,
     score,
     partner,
+    tokens,
     sources,
     targets,
+    heads,
     width,
     keys_stride_batch,
     keys_stride_token,
@@ -59,6 +59,7 @@ def bipartite_match(
     row = tl.program_id(0) * BLOCK_SOURCES + tl.arange(0, BLOCK_SOURCES)
     channels = tl.arange(0, BLOCK_CHANNELS)
     keys += sample * keys_stride_batch
+    norms += sample * tokens * heads
     source = keys + (2 * row)[:, None] * keys_stride_token
     best = tl.full([BLOCK_SOURCES], MINUS_INFINITY, tl.float32)
     best_at = tl.zeros([BLOCK_SOURCES], tl.int32)
@@ -66,55 +67,55 @@ def bipartite_match(
         column = first + tl.arange(0, BLOCK_TARGETS)
         target = keys + (2 * column + 1)[None, :] * keys_stride_token
         tile = tl.zeros([BLOCK_SOURCES, BLOCK_TARGETS], tl.float32)
-        square = tl.zeros([BLOCK_TARGETS], tl.float32)
-        for start in range(0, width, BLOCK_CHANNELS):
-            channel = start + channels
-            left = tl.load(
-                source + channel[None, :],
-                mask=(row < sources)[:, None] & (channel < width)[None, :],
-                other=0.0,
-            ).to(tl.$dot_dtype)
-            right = tl.load(
-                target + channel[:, None],
-                mask=(column < targets)[None, :] & (channel < width)[:, None],
-                other=0.0,
-            ).to(tl.$dot_dtype)
-            # Products of half-precision numbers are exact in float32, so that dividing by the
-            # norms after the dot product loses nothing; "ieee" keeps float32 from becoming TF32.
-            tile = tl.dot(left, right, tile, input_precision="ieee", out_dtype=tl.float32)
-            square += tl.sum(right.to(tl.float32) * right.to(tl.float32), axis=0)
-        tile = tile / tl.maximum(tl.sqrt(square), TINY)[None, :]
-        allowed = column < targets
-        if HAS_BLOCKED_TARGET:
-            blocked = tl.load(
-                blocked_target + sample * targets + column, mask=column < targets, other=1
+        for head in range(0, heads):
+            product = tl.zeros([BLOCK_SOURCES, BLOCK_TARGETS], tl.float32)
+            for start in range(0, width, BLOCK_CHANNELS):
+                inside = start + channels < width
+                channel = head * width + start + channels
+                left = tl.load(
+                    source + channel[None, :],
+                    mask=(row < sources)[:, None] & inside[None, :],
+                    other=0.0,
+                ).to(tl.$dot_dtype)
+                right = tl.load(
+                    target + channel[:, None],
+                    mask=(column < targets)[None, :] & inside[:, None],
+                    other=0.0,
+                ).to(tl.$dot_dtype)
+                # Products of half-precision numbers are exact in float32, so that dividing by the
+                # norms after the dot product loses nothing; "ieee" keeps float32 from TF32.
+                product = tl.dot(
+                    left, right, product, input_precision="ieee", out_dtype=tl.float32
+                )
+            source_norm = tl.load(
+                norms + (2 * row) * heads + head, mask=row < sources, other=1.0
             )
-            allowed = allowed & (blocked == 0)
+            target_norm = tl.load(
+                norms + (2 * column + 1) * heads + head, mask=column < targets, other=1.0
+            )
+            tile += product / source_norm[:, None] / target_norm[None, :]
+        allowed = column < targets
+        if HAS_BLOCKED:
+            no = tl.load(
+                blocked + sample * tokens + 2 * column + 1, mask=column < targets, other=1
+            )
+            allowed = allowed & (no == 0)
         tile = tl.where(allowed[None, :], tile, MINUS_INFINITY)
         top, at = tl.max(tile, axis=1, return_indices=True, return_indices_tie_break_left=True)
         better = top > best  # strictly: equal scores stay with the earlier block
         best = tl.where(better, top, best)
         best_at = tl.where(better, first + at, best_at)
-    square = tl.zeros([BLOCK_SOURCES], tl.float32)
-    for start in range(0, width, BLOCK_CHANNELS):
-        channel = start + channels
-        left = tl.load(
-            source + channel[None, :],
-            mask=(row < sources)[:, None] & (channel < width)[None, :],
-            other=0.0,
-        ).to(tl.float32)
-        square += tl.sum(left * left, axis=1)
-    best = best / tl.maximum(tl.sqrt(square), TINY)
-    if HAS_BLOCKED_SOURCE:
-        blocked = tl.load(blocked_source + sample * sources + row, mask=row < sources, other=1)
-        best = tl.where(blocked == 0, best, MINUS_INFINITY)
+    best = best / heads
+    if HAS_BLOCKED:
+        no = tl.load(blocked + sample * tokens + 2 * row, mask=row < sources, other=1)
+        best = tl.where(no == 0, best, MINUS_INFINITY)
     place = sample * sources + row
     tl.store(score + place, best, mask=row < sources)
     tl.store(partner + place, best_at.to(tl.int64), mask=row < sources)
 
 
-def launch(keys, blocked_source=None, blocked_target=None):
-    batch, tokens, width = keys.shape
+def launch(keys, sizes=None, protected=None, heads=1):
+    batch, tokens, channels = keys.shape
     sources, targets = (tokens + 1) // 2, tokens // 2
     if keys.stride(2) != 1 or tokens * keys.stride(1) > $max_sample_elements:
         keys = keys.contiguous()
@@ -122,15 +123,26 @@ def launch(keys, blocked_source=None, blocked_target=None):
     partner = torch.empty((batch, sources), dtype=torch.int64, device=keys.device)
     if score.numel() == 0:
         return score, partner
+    apart = keys.unflatten(2, (heads, channels // heads))
+    norms = torch.linalg.vector_norm(apart, dim=-1, dtype=torch.float32).clamp_min_(1e-12)
+    blocked = None
+    if $has_blocked:
+        shape = (batch, tokens)
+        blocked = keys.new_zeros(shape, dtype=torch.bool) if sizes is None else sizes == 0
+        if protected is not None:
+            blocked = blocked.scatter(1, protected.expand(batch, -1), True)
+        blocked = blocked.contiguous().view(torch.uint8)
     bipartite_match[(triton.cdiv(sources, $block_sources), batch)](
         keys,
-        None if blocked_source is None else blocked_source.contiguous().view(torch.uint8),
-        None if blocked_target is None else blocked_target.contiguous().view(torch.uint8),
+        norms.contiguous(),
+        blocked,
         score,
         partner,
+        tokens,
         sources,
         targets,
-        width,
+        heads,
+        channels // heads,
         keys.stride(0),
         keys.stride(1),
         num_warps=$num_warps,
@@ -153,34 +165,35 @@ class BipartiteMatch(KernelTemplate):
     device: ClassVar[str] = "cuda"
 
     def supports(self, problem: Problem) -> Rejection | None:
-        keys = problem.arguments[0]
+        keys = problem.tensor(0)
         if keys is None or keys.dtype not in DOT_DTYPES:
             given = None if keys is None else keys.dtype
             return Rejection("kernel_dtype", self.name, f"keys are {given}", "cast to float32")
-        batch, tokens, width = keys.shape
+        batch, tokens, channels = keys.shape
         if batch is not None and batch > MAX_BATCH:
             return Rejection("kernel_shape", self.name, f"batch {batch} exceeds {MAX_BATCH}")
-        if tokens is not None and width is not None and tokens * width > MAX_SAMPLE_ELEMENTS:
+        if tokens is not None and channels is not None and tokens * channels > MAX_SAMPLE_ELEMENTS:
             return Rejection("kernel_shape", self.name, f"{tokens} tokens need 64-bit offsets")
         return None
 
     def parameters(self, problem: Problem) -> Parameters:
-        keys, blocked_source, blocked_target = problem.arguments
+        keys, heads = problem.tensor(0), problem.arguments[3]
         if keys is None:
             raise InternalError(f"{self.name}: a problem without keys was not rejected")
-        width = keys.shape[2]
-        narrow = 64 if width is None else min(64, max(16, 1 << (width - 1).bit_length()))
-        # float32 products unroll to FMA instructions: larger blocks spill registers (sm_90).
+        channels, narrow = keys.shape[2], 32
+        if channels is not None and isinstance(heads, int):
+            narrow = min(32, max(16, 1 << (channels // heads - 1).bit_length()))
+        # Sizes that spill no register on sm_80 and sm_90: float32 products unroll to FMA
+        # instructions, half-precision ones keep fragments of both operands.
         is_float32 = keys.dtype == torch.float32
         return {
             "dot_dtype": DOT_DTYPES[keys.dtype],
-            "block_sources": 32 if is_float32 else 64,
+            "block_sources": 64 if is_float32 else 32,
             "block_targets": 64,
             "block_channels": 16 if is_float32 else narrow,
-            "has_blocked_source": blocked_source is not None,
-            "has_blocked_target": blocked_target is not None,
-            "num_warps": 4,
-            "num_stages": 2,
+            "has_blocked": problem.tensor(1) is not None or problem.tensor(2) is not None,
+            "num_warps": 8,
+            "num_stages": 1,
         }
 
     def render(self, parameters: Parameters) -> str:
@@ -188,22 +201,28 @@ class BipartiteMatch(KernelTemplate):
 
     def ahead_of_time(self, parameters: Parameters) -> AheadOfTime:
         keys = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
-        masks = {
-            name: "*u8" if parameters[f"has_{name}"] else "constexpr"
-            for name in ("blocked_source", "blocked_target")
-        }
-        integers = ("sources", "targets", "width", "keys_stride_batch", "keys_stride_token")
+        given = bool(parameters["has_blocked"])
+        strides = ("keys_stride_batch", "keys_stride_token")
+        integers = ("tokens", "sources", "targets", "heads", "width", *strides)
         return AheadOfTime(
             function="bipartite_match",
             signature={
                 "keys": keys[str(parameters["dot_dtype"])],
-                **masks,
+                "norms": "*fp32",
+                "blocked": "*u8" if given else "constexpr",
                 "score": "*fp32",
                 "partner": "*i64",
                 **dict.fromkeys(integers, "i32"),
             },
-            constants={name: None for name, kind in masks.items() if kind == "constexpr"},
-            divisible=("keys", "score", "partner", "keys_stride_batch", "keys_stride_token"),
+            constants={} if given else {"blocked": None},
+            divisible=(
+                "keys",
+                "norms",
+                "score",
+                "partner",
+                "keys_stride_batch",
+                "keys_stride_token",
+            ),
             options={
                 "num_warps": int(parameters["num_warps"]),
                 "num_stages": int(parameters["num_stages"]),

@@ -162,6 +162,8 @@ class SiteSignals:
 
     def protected_places(self) -> torch.Tensor | None:
         """Their places among the tokens here, `[batch or 1, positions]`."""
+        if self.parent is not None and self.parent.protected is not None:
+            return self.parent.protected
         positions = sorted(self.stream.protected.positions, key=str)
         return self.places(positions, self.parent) if positions else None
 

@@ -69,20 +69,16 @@ def merge_tokens(signals: SiteSignals, matcher: Any, value: Any, owner: int) -> 
     """The reduction that merges the most similar pairs at a site."""
     parent, tokens, count = signals.parent, signals.tokens, signals.count
     signals.check_level(hinted(tokens) // 2, owner)  # every second token may join another
-    padding, protected = signals.padding, signals.protected()
-    blocked = (
-        protected if padding is None else padding if protected is None else padding | protected
-    )
-    score, partner = matcher(signals.keys, blocked)
-    if padding is not None:
-        score = torch.where(padding[:, 0::2], float("inf"), score)
+    padding, protected = signals.padding, signals.protected_places()
     sizes = parent.sizes if parent is not None else None
     if sizes is None:
-        sizes = torch.ones(score.shape[0], tokens, device=score.device, dtype=sums_in(value))
+        sizes = torch.ones(signals.batch, tokens, device=signals.device, dtype=sums_in(value))
         if padding is not None:
             sizes = torch.where(padding, 0.0, sizes)
     causal = any(region.causal for region in signals.stream.regions)
-    segment, kept, moved, shares, merged = merge_assignment(score, partner, sizes, count, causal)
+    score, partner = matcher(signals.keys, None if padding is None else sizes, protected)
+    merged = merge_assignment(score, partner, sizes, protected, count, causal)
+    segment, kept = merged.segment, merged.kept
     real = None if padding is None else ~padding
     # places rise with positions, unless an earlier merge kept the places of its tokens that stayed
     where = None if parent is None or parent.ordered else parent
@@ -91,14 +87,16 @@ def merge_tokens(signals: SiteSignals, matcher: Any, value: Any, owner: int) -> 
         signals.site.batch,
         tokens,
         count,
-        Segment(segment, shares, kept, moved),
+        Segment(segment, merged.shares, kept, merged.moved),
         parent,
         latest=lambda: latest_member(
             real, segment, kept, None if where is None else where.position
         ),
         representative=segment,
-        sizes=merged,
-        padding=merged == 0 if padding is not None else None,
+        sizes=merged.sizes,
+        logs=merged.log_sizes,
+        protected=None if protected is None else merged.protected,
+        padding=merged.sizes == 0 if padding is not None else None,
         ordered=causal,
         owner=owner,
         device=signals.device,

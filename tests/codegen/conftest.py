@@ -25,9 +25,7 @@ class PlainTemplate(KernelTemplate):
         return {"rank": len(problem.arguments[0].shape)}
 
     def render(self, parameters):
-        return (
-            f"import torch\n\ndef launch(keys, blocked_source, blocked_target):\n    {self.body}\n"
-        )
+        return f"import torch\n\ndef launch(keys, sizes, protected, heads=1):\n    {self.body}\n"
 
     def ahead_of_time(self, parameters):
         raise NotImplementedError

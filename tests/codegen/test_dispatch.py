@@ -22,7 +22,7 @@ OPERATOR = bipartite_match.OPERATOR
 
 
 def test_choice_is_the_first_that_accepts(plain_template):
-    problem = problem_of("bipartite_match", (KEYS, None, None))
+    problem = problem_of("bipartite_match", (KEYS, None, None, 1))
     refusing, taking = plain_template("pass", rejects=True), plain_template("pass")
     choice = choose(problem, (refusing, taking, plain_template("pass")))
     assert choice.template is taking
@@ -33,7 +33,7 @@ def test_choice_is_the_first_that_accepts(plain_template):
 
 
 def test_kernel_runs_when_it_can(plain_template):
-    dispatch = Dispatcher(OPERATOR, (plain_template("return keys + 1, blocked_target"),))
+    dispatch = Dispatcher(OPERATOR, (plain_template("return keys + 1, protected"),))
     plus, absent = dispatch(KEYS)
     assert torch.equal(plus, KEYS + 1) and absent is None
 
@@ -53,14 +53,14 @@ def test_reference_runs_with_one_warning_when_not(plain_template, body, rejects,
         first = dispatch(KEYS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        second = dispatch(KEYS, None, None)
+        second = dispatch(KEYS, None, None, 1)
     for want, one, two in zip(OPERATOR.reference(KEYS), first, second, strict=True):
         assert torch.equal(want, one) and torch.equal(want, two)
 
 
 def test_wrong_arguments_never_reach_a_kernel(plain_template):
     dispatch = Dispatcher(OPERATOR, (plain_template("raise SystemExit"),))
-    with pytest.raises(ValueError, match="blocked_target must be bool"):
+    with pytest.raises(ValueError, match="protected must be int64"):
         dispatch(KEYS, None, torch.zeros(2, 5, dtype=torch.bool))
 
 

@@ -96,7 +96,10 @@ def test_known_sizes_and_dynamic_sizes_are_accepted(template):
     problem = problem_of(template.operator, example(template))
     cuda = Problem(problem.operator, "cuda", problem.arguments)
     assert template.supports(cuda) is None
-    dynamic = tuple(a and Argument(a.dtype, (None,) * len(a.shape)) for a in cuda.arguments)
+    dynamic = tuple(
+        Argument(a.dtype, (None,) * len(a.shape)) if isinstance(a, Argument) else a
+        for a in cuda.arguments
+    )
     assert template.supports(Problem(cuda.operator, "cuda", dynamic)) is None
 
 
@@ -110,7 +113,7 @@ def test_known_sizes_and_dynamic_sizes_are_accepted(template):
 )
 def test_bipartite_match_says_why_not(dtype, shape, code):
     template = next(t for t in TEMPLATES if t.name == "triton_bipartite_match")
-    problem = Problem("bipartite_match", "cuda", (Argument(dtype, shape), None, None))
+    problem = Problem("bipartite_match", "cuda", (Argument(dtype, shape), None, None, 1))
     rejection = template.supports(problem)
     assert rejection is not None and rejection.code == code
 

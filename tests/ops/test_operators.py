@@ -141,11 +141,11 @@ def test_cost_of_bipartite_match_by_hand():
 
 def test_bipartite_match_in_tiles_equals_one_tile(monkeypatch):
     keys = torch.randn(5, 61, 8, generator=torch.Generator().manual_seed(1))
-    blocked = torch.rand(5, 30, generator=torch.Generator().manual_seed(2)) < 0.3
-    score, partner = bipartite_match.reference(keys, None, blocked)
+    protected = torch.randint(0, 61, (5, 9), generator=torch.Generator().manual_seed(2))
+    score, partner = bipartite_match.reference(keys, None, protected, 2)
     for tile in (1, 100, 30 * 31, 2 * 30 * 31 + 5):
         monkeypatch.setattr(bipartite_match, "TILE", tile)
-        tiled = bipartite_match.reference(keys, None, blocked)
+        tiled = bipartite_match.reference(keys, None, protected, 2)
         torch.testing.assert_close(tiled[0], score)
         assert torch.equal(tiled[1], partner)
 
@@ -162,10 +162,12 @@ def test_bipartite_match_keeps_partners_in_range(value):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((torch.ones(3, 4),), "batch, tokens, width"),
+        ((torch.ones(3, 4),), "batch, tokens, channels"),
         ((torch.ones(1, 3, 4, dtype=torch.int64),), "floating point"),
-        ((torch.ones(1, 3, 4), torch.zeros(1, 1, dtype=torch.bool)), r"blocked_source.*\[1, 2\]"),
-        ((torch.ones(1, 3, 4), None, torch.zeros(1, 1)), "blocked_target must be bool"),
+        ((torch.ones(1, 3, 4), None, None, 3), "3 equal heads"),
+        ((torch.ones(1, 3, 4), torch.ones(1, 2)), r"sizes must be floating point \[1, 3\]"),
+        ((torch.ones(1, 3, 4), None, torch.zeros(2, 1, dtype=torch.int64)), "protected must be"),
+        ((torch.ones(1, 3, 4), None, torch.zeros(1, 1)), "protected must be int64"),
     ],
 )
 def test_bipartite_match_refuses_what_does_not_fit(arguments, message):

@@ -20,6 +20,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch.utils._sympy.functions import Max, Min
 
 from tokenpass.cost.cost_rules import CostRule
 from tokenpass.cost.op_cost import op_cost
@@ -284,8 +285,10 @@ def _larger(a: sympy.Expr | None, b: sympy.Expr) -> sympy.Expr:
 def _pick(a: sympy.Expr, b: sympy.Expr, smaller: bool) -> sympy.Expr:
     """Decided where the difference has a known sign, left as Min or Max where a level decides."""
     if a.is_number and b.is_number:
-        return sympy.Min(a, b) if smaller else sympy.Max(a, b)
+        return min(a, b) if smaller else max(a, b)
     ratio = a / b
     if ratio.is_number:
         return (a if ratio < 1 else b) if smaller else (b if ratio < 1 else a)
-    return sympy.Min(a, b) if smaller else sympy.Max(a, b)
+    # torch's own Min and Max: sympy's compare their arguments for most of the planner's time
+    picked: Any = Min(a, b) if smaller else Max(a, b)
+    return picked

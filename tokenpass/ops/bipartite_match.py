@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenpass.ops.cost_record import OpCost
 from tokenpass.ops.operator import Operator, size_expr
-from tokenpass.shapes import Bool, Float, Int
+from tokenpass.shapes import Float, Int
 
 TILE = 1 << 19
 """Similarities held at once (elements, 2 MiB in float32): measured best of 2**16 to 2**20."""
@@ -21,46 +21,49 @@ TINY = 1e-12
 
 
 def bipartite_match(
-    keys: Float[Tensor, "batch tokens width"],
-    blocked_source: Bool[Tensor, "batch sources"] | None = None,
-    blocked_target: Bool[Tensor, "batch targets"] | None = None,
+    keys: Float[Tensor, "batch tokens channels"],
+    sizes: Float[Tensor, "batch tokens"] | None = None,
+    protected: Int[Tensor, "#batch places"] | None = None,
+    heads: int = 1,
 ) -> tuple[Float[Tensor, "batch sources"], Int[Tensor, "batch sources"]]:
     """Score and index of each source's best target; what a policy calls.
 
-    With sources = ceil(tokens / 2) at even places and targets = floor(tokens / 2) at odd places:
+    The channels are those of `heads` heads side by side, and similarity is the mean of the heads'
+    cosines. With sources = ceil(tokens / 2) at even places and targets = floor(tokens / 2) at odd:
 
-        score[b, i]   = max over targets j that are not blocked of cos(keys[b, 2i], keys[b, 2j+1])
+        score[b, i]   = max over targets j that may be joined of similarity(2i, 2j + 1)
         partner[b, i] = the lowest such j (token 2j + 1 of the stream)
 
+    Tokens of size 0 (padding) and those at the places in `protected` neither join nor are joined.
     Computed in float32 whatever the input's dtype; `score` is float32, `partner` int64. Equal
-    scores go to the lower target. A blocked source keeps its partner and has score -inf; where no
-    target is left, score is -inf and partner 0. Keys that are not finite leave both unspecified,
-    the partner always in range. Neither output has a gradient.
+    scores go to the lower target. A source that may not join keeps its partner and has score -inf;
+    where no target is left, score is -inf and partner 0. Keys that are not finite leave both
+    unspecified, the partner always in range. Neither output has a gradient.
     """
-    return torch.ops.tokenpass.bipartite_match.default(keys, blocked_source, blocked_target)
+    return torch.ops.tokenpass.bipartite_match.default(keys, sizes, protected, heads)
 
 
 def reference(
-    keys: Tensor, blocked_source: Tensor | None = None, blocked_target: Tensor | None = None
+    keys: Tensor, sizes: Tensor | None = None, protected: Tensor | None = None, heads: int = 1
 ) -> tuple[Tensor, Tensor]:
     """`bipartite_match` in plain torch, one tile of at most max(TILE, targets) similarities."""
-    check(keys, blocked_source, blocked_target)
-    batch, tokens, _ = keys.shape
+    check(keys, sizes, protected, heads)
+    batch, tokens, channels = keys.shape
     sources, targets = (tokens + 1) // 2, tokens // 2
     keys = keys.detach().float()
     score = keys.new_full((batch, sources), -torch.inf)
     partner = torch.zeros((batch, sources), dtype=torch.int64, device=keys.device)
     if score.numel() == 0 or targets == 0:
         return score, partner
-    norm = torch.linalg.vector_norm(keys, dim=-1).clamp_min_(TINY)
-    # cos(s, t) = s.(t/|t|) / |s|: the source's norm does not change which target is best, so it
-    # divides the maximum alone.
-    source = keys[:, 0::2]
-    target = (keys[:, 1::2] / norm[:, 1::2, None]).mT
+    apart = keys.reshape(batch, tokens, heads, channels // heads)
+    norm = torch.linalg.vector_norm(apart, dim=-1, keepdim=True).clamp_min_(TINY)
+    unit = (apart / norm).view(batch, tokens, channels)
+    source, target = unit[:, 0::2], unit[:, 1::2].mT
+    blocked = blocked_tokens(keys, sizes, protected)
     minus = None
-    if blocked_target is not None:  # adding a row of -inf or 0 takes a fifth of masked_fill's time
+    if blocked is not None:  # adding a row of -inf or 0 takes a fifth of masked_fill's time
         minus = keys.new_zeros((batch, 1, targets))
-        minus.masked_fill_(blocked_target[:, None], -torch.inf)
+        minus.masked_fill_(blocked[:, None, 1::2], -torch.inf)
     rows = max(1, TILE // targets)
     samples = max(1, rows // sources)
     for b in range(0, batch, samples):
@@ -70,10 +73,20 @@ def reference(
             if minus is not None:
                 tile += minus[of]
             score[of, i : i + rows], partner[of, i : i + rows] = _first_max(tile)
-    score /= norm[:, 0::2]
-    if blocked_source is not None:
-        score.masked_fill_(blocked_source, -torch.inf)
+    score /= heads
+    if blocked is not None:
+        score.masked_fill_(blocked[:, 0::2], -torch.inf)
     return score, partner
+
+
+def blocked_tokens(keys: Tensor, sizes: Tensor | None, protected: Tensor | None) -> Tensor | None:
+    """Tokens that neither join nor are joined, bool [batch, tokens]; None: all may."""
+    if sizes is None and protected is None:
+        return None
+    blocked = keys.new_zeros(keys.shape[:2], dtype=torch.bool) if sizes is None else sizes == 0
+    if protected is not None:
+        blocked = blocked.scatter(1, protected.expand(keys.shape[0], -1), True)
+    return blocked
 
 
 def _first_max(tile: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,73 +104,84 @@ def _first_max(tile: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fake(
-    keys: Tensor, blocked_source: Tensor | None = None, blocked_target: Tensor | None = None
+    keys: Tensor, sizes: Tensor | None = None, protected: Tensor | None = None, heads: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Shapes and dtypes of the outputs, [batch, sources] each."""
-    check(keys, blocked_source, blocked_target)
+    check(keys, sizes, protected, heads)
     shape = (keys.shape[0], (keys.shape[1] + 1) // 2)
     return keys.new_empty(shape, dtype=torch.float32), keys.new_empty(shape, dtype=torch.int64)
 
 
 def check(
-    keys: Tensor, blocked_source: Tensor | None = None, blocked_target: Tensor | None = None
+    keys: Tensor, sizes: Tensor | None = None, protected: Tensor | None = None, heads: int = 1
 ) -> None:
     """Raises ValueError where the arguments do not fit each other."""
-    if keys.dim() != 3 or not keys.is_floating_point():
+    if keys.dim() != 3 or not keys.is_floating_point() or heads < 1 or keys.shape[2] % heads:
         raise ValueError(
-            "tokenpass::bipartite_match: keys must be floating point [batch, tokens, width], "
-            f"got {keys.dtype} with {keys.dim()} dimensions"
+            "tokenpass::bipartite_match: keys must be floating point [batch, tokens, channels] "
+            f"with {heads} equal heads, got {keys.dtype} with shape {tuple(keys.shape)}"
         )
     batch, tokens, _ = keys.shape
-    for name, mask, count in (
-        ("blocked_source", blocked_source, (tokens + 1) // 2),
-        ("blocked_target", blocked_target, tokens // 2),
-    ):
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != (batch, count)):
-            raise ValueError(
-                f"tokenpass::bipartite_match: {name} must be bool [{batch}, {count}], "
-                f"got {mask.dtype} {tuple(mask.shape)}"
-            )
+    if sizes is not None and (not sizes.is_floating_point() or sizes.shape != (batch, tokens)):
+        raise ValueError(
+            f"tokenpass::bipartite_match: sizes must be floating point [{batch}, {tokens}], "
+            f"got {sizes.dtype} {tuple(sizes.shape)}"
+        )
+    check_places("bipartite_match", protected, batch)
+
+
+def check_places(operator: str, places: Tensor | None, batch: int | torch.SymInt) -> None:
+    """Raises ValueError unless `places` are int64 [batch or 1, any number] (or None)."""
+    if places is None:
+        return
+    if places.dtype != torch.int64 or places.dim() != 2 or places.shape[0] not in (1, batch):
+        raise ValueError(
+            f"tokenpass::{operator}: protected must be int64 [{batch} or 1, places], "
+            f"got {places.dtype} {tuple(places.shape)}"
+        )
 
 
 def cost(
-    keys: Tensor, blocked_source: Tensor | None = None, blocked_target: Tensor | None = None
+    keys: Tensor, sizes: Tensor | None = None, protected: Tensor | None = None, heads: int = 1
 ) -> OpCost:
     """One GEMM of sources by targets, a comparison per similarity, and the norms.
 
-    flops = 2 batch sources targets width + batch sources targets + 3 batch tokens width
+    flops = 2 batch sources targets channels + batch sources targets + 3 batch tokens channels
     """
-    batch, tokens, width = (size_expr(size) for size in keys.shape)
+    batch, tokens, channels = (size_expr(size) for size in keys.shape)
     sources = size_expr((keys.shape[1] + 1) // 2)
     targets = size_expr(keys.shape[1] // 2)
     pairs = batch * sources * targets
     return OpCost(
         work="gemm",
-        flops=2 * pairs * width + pairs + 3 * batch * tokens * width,
-        dims=(batch, sources, targets, width),
+        flops=2 * pairs * channels + pairs + 3 * batch * tokens * channels,
+        dims=(batch, sources, targets, channels),
     )
 
 
 def example(
     generator: torch.Generator, dtype: torch.dtype, *, batch: int, tokens: int, width: int
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Arguments of one call: normal keys, some tokens zero, each mask there or not (by seed)."""
-    masked = torch.rand(2, generator=generator) < 0.5
-    keys = torch.randn(batch, tokens, width, generator=generator)
+) -> tuple[Tensor, Tensor | None, Tensor | None, int]:
+    """Arguments of one call: normal keys, some tokens zero, padding and protection or not."""
+    with_sizes, with_protected, shared = (torch.rand(3, generator=generator) < 0.5).tolist()
+    heads = int(torch.randint(1, 4, (), generator=generator))
+    keys = torch.randn(batch, tokens, heads * width, generator=generator)
     keys[torch.rand(batch, tokens, generator=generator) < 0.05] = 0.0
-    blocked_source = torch.rand(batch, (tokens + 1) // 2, generator=generator) < 0.2
-    blocked_target = torch.rand(batch, tokens // 2, generator=generator) < 0.3
+    sizes = torch.randint(0, 4, (batch, tokens), generator=generator).to(torch.float32)
+    rows, places = 1 if shared else batch, 2 if tokens else 0
+    protected = torch.randint(0, max(1, tokens), (rows, places), generator=generator)
     return (
         keys.to(dtype),
-        blocked_source if masked[0] else None,
-        blocked_target if masked[1] else None,
+        sizes if with_sizes else None,
+        protected if with_protected else None,
+        heads,
     )
 
 
 OPERATOR = Operator(
     name="bipartite_match",
     schema=(
-        "(Tensor keys, Tensor? blocked_source=None, Tensor? blocked_target=None)"
+        "(Tensor keys, Tensor? sizes=None, Tensor? protected=None, int heads=1)"
         " -> (Tensor score, Tensor partner)"
     ),
     check=check,

@@ -7,10 +7,13 @@ But Faster" (ICLR 2023), section 3.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import sympy
 import torch
 from torch import Tensor
 
+from tokenpass.ops.bipartite_match import check_places
 from tokenpass.ops.cost_record import OpCost
 from tokenpass.ops.operator import Operator, size_expr
 from tokenpass.shapes import Bool, Float, Int
@@ -18,38 +21,62 @@ from tokenpass.shapes import Bool, Float, Int
 STEPS = 6.0
 """Passes over `[batch, tokens]` index tensors, in sorts of that size: measured on the CPU."""
 
-Assignment = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+class Assignment(NamedTuple):
+    """How the tokens of each sample merge.
+
+    `segment`: every token's new place; `kept`: the token that stays in each place; `moved`: the
+    tokens that join another; `shares`: each token's weight in its mean; `sizes`: what the merged
+    ones stand for, `log_sizes` its logarithm (-inf for padding); `protected`: new places of the
+    protected tokens (none where none were named).
+    """
+
+    segment: Int[Tensor, "batch tokens"]
+    kept: Int[Tensor, "batch count"]
+    moved: Int[Tensor, "batch moved"]
+    shares: Float[Tensor, "batch tokens"]
+    sizes: Float[Tensor, "batch count"]
+    log_sizes: Float[Tensor, "batch count"]
+    protected: Int[Tensor, "batch places"]
 
 
 def merge_assignment(
     score: Float[Tensor, "batch sources"],
     partner: Int[Tensor, "batch sources"],
     sizes: Float[Tensor, "batch tokens"],
+    protected: Int[Tensor, "#batch places"] | None,
     count: int,
     by_position: bool,
 ) -> Assignment:
-    """The `tokens - count` best pairs merge: (segment, kept, moved, shares, merged sizes).
+    """The `tokens - count` best pairs merge, those of padding before all others.
 
     Source i is token 2i, its partner j is token 2j + 1; equal scores go to the lower source.
-    `sizes` are the full-length tokens that each one stands for, 0 for padding. segment [batch,
-    tokens]: the new place of every token; kept [batch, count]: the token that stays in each place;
-    moved [batch, tokens - count]: the tokens that join one; shares [batch, tokens]: each token's
-    weight in its mean; merged sizes [batch, count]. Places are in the order of the tokens that
-    stay, or with `by_position` in that of the latest real member of each.
+    `sizes` are the full-length tokens that each one stands for, 0 for padding. Places are in the
+    order of the tokens that stay, or with `by_position` in that of the latest real member of each.
     """
-    return torch.ops.tokenpass.merge_assignment.default(score, partner, sizes, count, by_position)
+    call = torch.ops.tokenpass.merge_assignment.default
+    return Assignment(*call(score, partner, sizes, protected, count, by_position))
 
 
 def reference(
-    score: Tensor, partner: Tensor, sizes: Tensor, count: int, by_position: bool
+    score: Tensor,
+    partner: Tensor,
+    sizes: Tensor,
+    protected: Tensor | None,
+    count: int,
+    by_position: bool,
 ) -> Assignment:
     """`merge_assignment` in plain torch."""
-    check(score, partner, sizes, count, by_position)
-    segment, kept, moved = merge_best(score.detach(), partner, sizes.shape[1], count)
+    check(score, partner, sizes, protected, count, by_position)
+    sizes = sizes.detach()
+    first = score.detach().masked_fill(sizes[:, 0::2] == 0, torch.inf)
+    segment, kept, moved = merge_best(first, partner, sizes.shape[1], count)
     if by_position:
         segment, kept = renumber(latest_member(sizes > 0, segment, kept), segment, kept)
-    total, shares = size_weighted_mean(sizes.detach(), segment, kept, count)
-    return segment, kept, moved, shares, total
+    total, shares = size_weighted_mean(sizes, segment, kept, count)
+    named = segment.new_empty(1, 0) if protected is None else protected
+    places = torch.gather(segment, 1, named.expand(segment.shape[0], -1))
+    return Assignment(segment, kept, moved, shares, total, torch.log(total), places)
 
 
 def merge_best(score: Tensor, partner: Tensor, tokens: int, count: int) -> tuple[Tensor, ...]:
@@ -108,7 +135,14 @@ def renumber(latest: Tensor, segment: Tensor, kept: Tensor) -> tuple[Tensor, Ten
     return torch.gather(place, 1, segment), torch.gather(kept, 1, order)
 
 
-def check(score: Tensor, partner: Tensor, sizes: Tensor, count: int, by_position: bool) -> None:
+def check(
+    score: Tensor,
+    partner: Tensor,
+    sizes: Tensor,
+    protected: Tensor | None,
+    count: int,
+    by_position: bool,
+) -> None:
     """Raises ValueError where the arguments do not fit each other."""
     if sizes.dim() != 2 or not sizes.is_floating_point() or not score.is_floating_point():
         raise ValueError(
@@ -121,24 +155,39 @@ def check(score: Tensor, partner: Tensor, sizes: Tensor, count: int, by_position
             f"tokenpass::merge_assignment: score and int64 partner must be {wanted}, got "
             f"{tuple(score.shape)} and {partner.dtype} {tuple(partner.shape)}"
         )
+    check_places("merge_assignment", protected, sizes.shape[0])
 
 
 def fake(
-    score: Tensor, partner: Tensor, sizes: Tensor, count: int, by_position: bool
+    score: Tensor,
+    partner: Tensor,
+    sizes: Tensor,
+    protected: Tensor | None,
+    count: int,
+    by_position: bool,
 ) -> Assignment:
     """Shapes and dtypes of the outputs."""
-    check(score, partner, sizes, count, by_position)
+    check(score, partner, sizes, protected, count, by_position)
     batch, tokens = sizes.shape
-    return (
+    return Assignment(
         partner.new_empty(batch, tokens),
         partner.new_empty(batch, count),
         partner.new_empty(batch, tokens - count),
         sizes.new_empty(batch, tokens),
         sizes.new_empty(batch, count),
+        sizes.new_empty(batch, count),
+        partner.new_empty(batch, 0 if protected is None else protected.shape[1]),
     )
 
 
-def cost(score: Tensor, partner: Tensor, sizes: Tensor, count: int, by_position: bool) -> OpCost:
+def cost(
+    score: Tensor,
+    partner: Tensor,
+    sizes: Tensor,
+    protected: Tensor | None,
+    count: int,
+    by_position: bool,
+) -> OpCost:
     """A few sorts and scatters over the tokens' indices."""
     batch, tokens = (size_expr(size) for size in sizes.shape)
     entries: sympy.Expr = batch * tokens
@@ -147,21 +196,24 @@ def cost(score: Tensor, partner: Tensor, sizes: Tensor, count: int, by_position:
 
 def example(
     generator: torch.Generator, dtype: torch.dtype, *, batch: int, tokens: int
-) -> tuple[Tensor, Tensor, Tensor, int, bool]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int, bool]:
     """Arguments of one call: some scores equal, some tokens padding, any count that is possible."""
     sources, targets = (tokens + 1) // 2, tokens // 2
-    share, rises = torch.rand(2, generator=generator).tolist()
+    share, rises, named = torch.rand(3, generator=generator).tolist()
     score = torch.randint(0, 5, (batch, sources), generator=generator).to(dtype)
     partner = torch.randint(0, max(1, targets), (batch, sources), generator=generator)
     sizes = torch.randint(0, 4, (batch, tokens), generator=generator).to(dtype)
-    return score, partner, sizes, tokens - int(share * (targets + 1)), rises < 0.5
+    protected = torch.randint(0, tokens, (1 if rises < 0.3 else batch, 2), generator=generator)
+    count = tokens - int(share * (targets + 1))
+    return score, partner, sizes, protected if named < 0.5 else None, count, rises < 0.5
 
 
 OPERATOR = Operator(
     name="merge_assignment",
     schema=(
-        "(Tensor score, Tensor partner, Tensor sizes, SymInt count, bool by_position)"
-        " -> (Tensor segment, Tensor kept, Tensor moved, Tensor shares, Tensor merged)"
+        "(Tensor score, Tensor partner, Tensor sizes, Tensor? protected, SymInt count,"
+        " bool by_position) -> (Tensor segment, Tensor kept, Tensor moved, Tensor shares,"
+        " Tensor merged, Tensor log_sizes, Tensor places)"
     ),
     check=check,
     reference=reference,

@@ -19,7 +19,7 @@ Cost = Callable[[Sequence[int]], float]
 
 MOST_STAGES = 8
 FEW_STAGES = 4
-WORTH_A_STAGE = 1.05
+WORTH_A_STAGE = 1.12
 STEPS = 24
 
 
@@ -200,7 +200,8 @@ def at_knee(
     if max_error is not None:
         points = [p for p in points if p.error <= max_error] or points[:1]
     least = points[-1]
-    knee = max(points, key=lambda p: knee_distance(p, points[0], points[-1]))
+    # where the curve is straight all points are as far, and the cheapest is nearest to the wish
+    knee = max(points, key=lambda p: (round(knee_distance(p, points[0], points[-1]), 9), -p.cost))
     notes = (
         "the budget cannot be reached above the passes' lowest levels: the cheapest plan costs "
         f"{least.cost / goal:.2f} times what it allows, and this is the knee of the error curve",

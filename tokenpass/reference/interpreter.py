@@ -112,7 +112,8 @@ class Reference(Interpreter):
         seats, sizes = groups.seats(), groups.sizes()
         padding, protected = sizes == 0, self.protected(site)
         matcher = next(m for m in MATCHERS if m.__name__ == edit.policy)
-        score, partner = matcher(self.keys(site), padding | protected)
+        free = sizes.float().masked_fill(protected, 0.0)  # what has size 0 is left alone
+        score, partner = matcher(self.keys(site), free, None)
         score = torch.where(padding[:, 0::2], math.inf, score)
         segment, kept, _ = merge_best(score, partner, seats.shape[1], count)
         old, value = groups.stands.clone(), value.clone()

@@ -70,9 +70,11 @@ class Reduction:
 
     `latest()[b, j]`: the parent's token that stands for token j (the latest member of a merge);
     `representative[b, i]`: the token that stands for the parent's token i. `sizes`: full-length
-    tokens in each one (None: one each). `saved`: the stream's value when tokens left, into which
-    survivors are written back. `padding`: tokens that are padding. `ordered`: positions rise.
-    `read`: the full-length positions that are all that is left (an exact cut). `owner`: the edit.
+    tokens in each one (None: one each), `logs` their logarithms. `protected`: places of the
+    stream's protected positions, where known already. `saved`: the stream's value when tokens left,
+    into which survivors are written back. `padding`: tokens that are padding. `ordered`: positions
+    rise. `read`: the full-length positions that are all that is left (an exact cut). `owner`: the
+    edit.
     """
 
     axis: Axis
@@ -84,6 +86,8 @@ class Reduction:
     latest: Callable[[], Int[torch.Tensor, "batch count"]] | None = None
     representative: Int[torch.Tensor, "batch tokens"] | None = None
     sizes: Float[torch.Tensor, "batch count"] | None = None
+    logs: Float[torch.Tensor, "batch count"] | None = None
+    protected: Int[torch.Tensor, "batch places"] | None = None
     saved: Any = None
     padding: Bool[torch.Tensor, "batch count"] | None = None
     ordered: bool = True
@@ -136,7 +140,8 @@ class Reduction:
             raise InternalError("log sizes of a reduction that keeps every token as it is")
         if key not in self.memo:
             with owned_by(self.owner):
-                self.memo[key] = torch.log(self.sizes).to(dtype)
+                logs = torch.log(self.sizes) if self.logs is None else self.logs
+                self.memo[key] = logs.to(dtype)
         return self.memo[key]
 
     def add_log_sizes(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
 def assign(score, partner, sizes, count, by_position):
-    """Segment, kept, moved, shares and merged sizes of one sample, as lists."""
+    """Segment, kept, moved, shares and merged sizes of one sample, as lists; padding goes first."""
     tokens = len(sizes)
-    ranked = sorted(range(len(score)), key=lambda i: (-score[i], i))
+    ranked = sorted(range(len(score)), key=lambda i: (-score[i] if sizes[2 * i] else -math.inf, i))
     joins = {2 * i: 2 * partner[i] + 1 for i in ranked[: tokens - count]}
     groups = {token: [token] for token in range(tokens) if token not in joins}
     for token, goal in joins.items():
@@ -30,7 +32,7 @@ def assign(score, partner, sizes, count, by_position):
 
 
 def assert_correct(arguments, results):
-    score, partner, sizes, count, by_position = arguments
+    score, partner, sizes, protected, count, by_position = arguments
     for sample in range(len(sizes)):
         wanted = assign(
             score[sample].tolist(),
@@ -39,21 +41,41 @@ def assert_correct(arguments, results):
             count,
             by_position,
         )
-        segment, kept, moved, shares, merged = (result[sample] for result in results)
+        segment, kept, moved, shares, merged, logs, places = (r[sample] for r in results)
         assert (segment.tolist(), kept.tolist()) == wanted[:2]
         assert sorted(moved.tolist()) == wanted[2]
         torch.testing.assert_close(shares, torch.tensor(wanted[3], dtype=shares.dtype))
         torch.testing.assert_close(merged, torch.tensor(wanted[4], dtype=merged.dtype))
+        torch.testing.assert_close(logs, merged.log())
+        named = [] if protected is None else protected[sample % len(protected)].tolist()
+        assert places.tolist() == [wanted[0][token] for token in named]
 
 
 def exact_cases():
+    """Arguments with the only right results; no logarithm but that of 1."""
     score, partner = torch.tensor([[1.0, 3.0]]), torch.tensor([[0, 0]])
-    sizes = torch.tensor([[1.0, 1.0, 3.0, 1.0]])
+    sizes = torch.tensor([[1.0, 0.0, 1.0, 1.0]])
     yield (
-        (score, partner, sizes, 3, False),
-        ([[0, 1, 1, 2]], [[0, 1, 3]], [[2]], [[1.0, 0.25, 0.75, 1.0]], [[1.0, 4.0, 1.0]]),
+        (score, partner, sizes, torch.tensor([[3, 2]]), 3, False),
+        (
+            [[0, 1, 1, 2]],
+            [[0, 1, 3]],
+            [[2]],
+            [[1.0, 0.0, 1.0, 1.0]],
+            [[1.0, 1.0, 1.0]],
+            [[0.0, 0.0, 0.0]],
+            [[2, 1]],
+        ),
     )
-    yield (  # padding merges without weight, and an earlier token than its partner does not stand
-        (score, partner, torch.tensor([[1.0, 1.0, 0.0, 1.0]]), 3, True),
-        ([[0, 1, 1, 2]], [[0, 1, 3]], [[2]], [[1.0, 1.0, 0.0, 1.0]], [[1.0, 1.0, 1.0]]),
+    yield (  # padding goes first, and without weight; what is latest stands for a segment
+        (score, partner, torch.tensor([[0.0, 1.0, 1.0, 1.0]]), None, 3, True),
+        (
+            [[0, 0, 1, 2]],
+            [[1, 2, 3]],
+            [[0]],
+            [[0.0, 1.0, 1.0, 1.0]],
+            [[1.0, 1.0, 1.0]],
+            [[0.0, 0.0, 0.0]],
+            [[]],
+        ),
     )
