@@ -15,7 +15,7 @@ OLDEST_TORCH := 2.11.0
 JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PYTHON) -m pytest
 
-.PHONY: demo install lint test test-slow test-gpu test-oldest bench clean
+.PHONY: demo install lint test test-slow zoo test-gpu test-oldest bench clean
 
 demo: install
 	$(PYTHON) -m benchmarks.demo
@@ -34,10 +34,15 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint
-	$(PYTEST) -m "not slow and not gpu" -n $(JOBS)
+	$(PYTEST) -m "not slow and not gpu and not zoo" -n $(JOBS)
 
 test-slow: install
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu and not zoo"
+
+# Every family of the zoo: the tests, and the page that says what is edited in each.
+zoo: install
+	$(PYTEST) tests/models/test_zoo.py -n $(JOBS)
+	$(PYTHON) -m tests.models.coverage --jobs $(JOBS)
 
 test-gpu: install
 	$(PYTEST) -m gpu
@@ -45,7 +50,7 @@ test-gpu: install
 # By hand: the oldest torch that is supported has no CPU build on PyPI and weighs gigabytes.
 test-oldest: $(OLDEST)/installed.stamp
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
-		$(OLDEST)/bin/python -m pytest -m "not slow and not gpu" -n $(JOBS)
+		$(OLDEST)/bin/python -m pytest -m "not slow and not gpu and not zoo" -n $(JOBS)
 
 $(OLDEST)/installed.stamp: pyproject.toml setup.py constraints.txt
 	$(BOOTSTRAP) -m venv $(OLDEST)

@@ -18,7 +18,7 @@ from tokenpass.graph.sites import Site
 from tokenpass.graph.view import View, analyse
 from tokenpass.report import GraphReport, last_reports
 from tokenpass.rewrite.reduction import Gather, Reduction, Segment
-from tokenpass.rewrite.replay import Replay
+from tokenpass.rewrite.replay import Action, Replay
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def look(model: Callable[..., Any], *args: Any) -> Seen:
 
     def backend(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         captured = capture(module, inputs)
-        view = analyse(captured.module, list(captured.data_inputs))
+        view = analyse(captured.module, list(captured.data_inputs), captured.examples)
 
         def run(*values: Any) -> Any:
             found.append(Seen(captured, view, values))
@@ -246,7 +246,7 @@ class CountingReplay(Replay):
 def permuted(seen: Seen, sites: Sequence[Site]) -> tuple[list[torch.Tensor], CountingReplay]:
     """The graph's outputs with the tokens of every sample in a random order behind some sites."""
 
-    def act(site: Site) -> Callable[..., Reduction]:
+    def act(site: Site) -> Action:
         def shuffle(replay: Replay, node: Node, value: torch.Tensor) -> Reduction:
             count = value.shape[site.token_dim]
             rows = 1 if site.batch_dim is None else value.shape[site.batch_dim]
@@ -263,7 +263,7 @@ def permuted(seen: Seen, sites: Sequence[Site]) -> tuple[list[torch.Tensor], Cou
                 ordered=False,
             )
 
-        return shuffle
+        return Action(0, shuffle)
 
     replay = CountingReplay(seen.view, {site.node: [act(site)] for site in sites})
     with torch.no_grad():
@@ -318,6 +318,6 @@ def merged(seen: Seen, site: Site, rep: torch.Tensor) -> tuple[list[torch.Tensor
             ordered=False,
         )
 
-    replay = CountingReplay(seen.view, {site.node: [act]})
+    replay = CountingReplay(seen.view, {site.node: [Action(0, act)]})
     with torch.no_grad():
         return list(replay.run(*seen.inputs)), replay

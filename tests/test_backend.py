@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import tokenpass
-from tests.models.zoo import Pooled, ready
+from tests.models.zoo.common import ready
+from tests.models.zoo.hand_written import Pooled
 from tokenpass.errors import (
     ConfigError,
     FallbackWarning,
@@ -274,7 +275,7 @@ from torch._dynamo.utils import counters
 from torch._inductor import config
 config.fx_graph_cache = True
 torch.manual_seed(0)
-from tests.models.zoo import Pooled
+from tests.models.zoo.hand_written import Pooled
 model = Pooled(layers=1).eval()
 x = torch.randn(2, 24, 12)
 static = []

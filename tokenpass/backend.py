@@ -89,7 +89,7 @@ def plan_graph(module: GraphModule, example_inputs: Sequence[Any], config: Confi
     except CaptureRefused as refused:
         plan = Plan("", budget=config.budget or 1.0, rejections=(refused.rejection,))
         return Made(GraphReport("dense", plan))
-    view = analyse(captured.module, list(captured.data_inputs))
+    view = analyse(captured.module, list(captured.data_inputs), captured.examples)
     training = training_refusal(captured, config)
     if training is not None:
         mark = fingerprint(captured.module)

@@ -47,6 +47,10 @@ REJECTION_CODES: dict[str, tuple[str, str]] = {
         "a value off the stream needs tokens that were pruned",
         "token_merge, or prune behind it",
     ),
+    "unalignable": (
+        "values that an edit reads or changes could not be brought to one length",
+        "nothing: the site stays dense",
+    ),
     # of a kernel
     "no_kernel_template": ("no kernel for the operator on this device", "the reference runs"),
     "kernel_dtype": ("the kernel does not take this dtype", "cast, or the reference runs"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ def module_path(node: Node) -> str:
 def clean_path(path: str) -> str:
     """Dynamo's spelling of a module path as a user would write it."""
     path = re.sub(r"^L\['(\w+)'\]\.?|^L__self__\.?", "", path)
+    path = re.sub(r"\.?__dict__\['_modules'\]\['(\w+)'\]", r".\1", path)
     path = re.sub(r"\._modules\['(\w+)'\]|\.?__getattr__\('(\w+)'\)", r".\1\2", path)
     path = re.sub(r"\[(\d+)\]", r".\1", path)
     return path.removeprefix("self.").strip(".")
@@ -74,11 +75,18 @@ def source_line(node: Node) -> str:
 
 
 def retrace(
-    function: Callable[..., Any], fakes: Sequence[Any], mode: FakeTensorMode
+    function: Callable[..., Any],
+    fakes: Sequence[Any],
+    mode: FakeTensorMode,
+    simpler: Mapping[Any, Callable[..., Any]] | None = None,
 ) -> GraphModule:
-    """Trace a function over fake inputs into a pre-dispatch ATen graph."""
+    """Trace a function over fake inputs into a pre-dispatch ATen graph.
+
+    `simpler`: decompositions that are applied on the way.
+    """
+    table = dict(simpler or {})
     with mode, preserve_node_meta():
-        traced = make_fx(function, pre_dispatch=True, tracing_mode="real")(*fakes)
+        traced = make_fx(function, table, pre_dispatch=True, tracing_mode="real")(*fakes)
     traced.graph.eliminate_dead_code(is_impure)
     traced.recompile()
     return traced

@@ -15,8 +15,8 @@ from torch.fx import Node
 from tokenpass.edits import Rejection
 from tokenpass.graph.axis import Axis, Label, Unalignable, find_axis
 from tokenpass.graph.call import is_one
+from tokenpass.graph.causality import HIDDEN
 from tokenpass.graph.demand_lattice import Position
-from tokenpass.graph.regions import AttentionRegion
 from tokenpass.graph.sites import Site, Stream
 from tokenpass.rewrite.gather import open_factors
 from tokenpass.rewrite.read_cut import place_among
@@ -240,20 +240,25 @@ def sum_members(row: torch.Tensor, step: Reduction) -> torch.Tensor:
 
 
 def key_padding(signals: SiteSignals, mask: Node, hides: bool) -> torch.Tensor | None:
-    """Keys that a mask hides from every query, `[batch or 1, tokens]`; None if it has no keys."""
-    value = signals.replay.value_of(mask)
-    place = find_axis(signals.replay.view.labels[mask], signals.site.region.key_axis)
-    if value.dim() < 2 or place is None:
+    """Keys that a mask hides from every query of every head, `[batch or 1, tokens]`.
+
+    None if it does not say anything about keys.
+    """
+    value, label = signals.replay.value_of(mask), signals.replay.view.labels[mask]
+    keys = find_axis(label, signals.site.region.key_axis)
+    if value.dim() < 2 or keys is None or len(label[keys[0]]) > 1:
         return None
-    if value.dtype == torch.bool:
-        seen = (~value if hides else value).any(-2)
-    else:
-        seen = (value > torch.finfo(value.dtype).min / 2).any(-2)
-    while seen.dim() > 2:
-        seen = seen.any(1)
-    return ~seen if seen.dim() == 2 else ~seen[None]
-
-
-def usable_region(region: AttentionRegion) -> bool:
-    """Whether keys and queries of the region can be read as heads of one width."""
-    return region.is_self
+    if value.dtype != torch.bool:
+        value, hides = value > HIDDEN, False
+    apart, at = ~value if hides else value, keys[0]
+    samples = None if signals.site.batch is None else find_axis(label, signals.site.batch)
+    if samples is not None:  # samples may share their dimension with heads
+        sizes = [signals.replay.shape(((factor,),))[0] for factor in label[samples[0]]]
+        apart = apart.unflatten(samples[0], sizes)
+        at += len(sizes) - 1 if samples[0] < at else 0
+    kept = {at} if samples is None else {at, samples[0] + samples[1]}
+    others = [dim for dim in range(apart.dim()) if dim not in kept]
+    rows = apart.any(others) if others else apart
+    if samples is None:
+        return ~rows[None]
+    return ~(rows if samples[0] < keys[0] else rows.transpose(0, 1))

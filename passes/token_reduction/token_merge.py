@@ -57,7 +57,7 @@ class TokenMerge(LossyPass):
             with owned_by(owner):
                 return merge_tokens(signals, matcher, value, owner)
 
-        return act
+        return Action(owner, act)
 
 
 def find_matcher(name: str) -> Any:

@@ -67,7 +67,7 @@ class TokenPrune(LossyPass):
             with owned_by(owner):
                 return prune_tokens(signals, scorer, value, owner)
 
-        return act
+        return Action(owner, act)
 
 
 def find_scorer(name: str) -> Any:

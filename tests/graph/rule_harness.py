@@ -21,7 +21,7 @@ from tokenpass.graph.labels import Labels
 from tokenpass.graph.sites import Stream
 from tokenpass.graph.view import View
 from tokenpass.rewrite.reduction import Dense, Gather, Reduction, Segment
-from tokenpass.rewrite.replay import Replay
+from tokenpass.rewrite.replay import Action, Replay
 from tokenpass.rewrite.restoring import ReplayRefused
 
 Tokens = Literal["apart", "mixed", "restored", "samples", "free"]
@@ -431,7 +431,8 @@ def check(trial: Trial) -> None:
     view, cut_nodes, axis, batch = make_view(built, trial)
     chain = reductions(trial, axis, batch)
     actions = {
-        node: [lambda replay, at, value, step=step: step for step in chain] for node in cut_nodes
+        node: [Action(0, lambda replay, at, value, step=step: step) for step in chain]
+        for node in cut_nodes
     }
     short = frozenset(built.outs) if trial.claim == "prune" else frozenset()
     replay = SpyReplay(view, actions, (), short)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tokenpass.rewrite.replay import Replay
+from tokenpass.rewrite.replay import Action, Replay
 
 from .rule_harness import T, build, check, draw_trial, ex, make_view, reductions
 
@@ -43,7 +43,7 @@ def replayed(trial):
     built = build(trial)
     view, nodes, axis, batch = make_view(built, trial)
     chain = reductions(trial, axis, batch)
-    acts = {node: [lambda r, n, v, step=step: step for step in chain] for node in nodes}
+    acts = {node: [Action(0, lambda r, n, v, step=step: step) for step in chain] for node in nodes}
     replay = Replay(view, acts, (), frozenset(built.outs))
     replay.stream_nodes |= frozenset(nodes)
     return replay.run(*built.inputs)[0], built.inputs

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tokenpass.graph.causality import Examples
 from tokenpass.graph.labels import Labels
 from tokenpass.graph.regions import attention_regions
 
@@ -67,7 +68,7 @@ FOUND = {fused: (True, False), causal: (True, True), masked: (True, True), padde
 
 def regions(trace, function):
     module = trace(function, ROWS)
-    return attention_regions(module.graph, Labels(module.graph))
+    return attention_regions(module.graph, Labels(module.graph), Examples())
 
 
 @pytest.mark.parametrize("function", FOUND, ids=lambda f: f.__name__)

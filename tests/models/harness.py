@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Interpreter
 from torch.utils._pytree import tree_leaves
 
 from tests.models.zoo import FAMILIES
 from tokenpass.capture.dynamo import Captured, capture
 from tokenpass.config import Config
 from tokenpass.edits import Edit
-from tokenpass.graph.regions import AttentionRegion
-from tokenpass.graph.sites import Site, Stream
 from tokenpass.graph.view import View, analyse, fingerprint
 from tokenpass.options import read_options
 from tokenpass.passes import PASSES
 from tokenpass.passes.base import Candidate, LossyPass, PassContext
 from tokenpass.pipeline import Planned, make_plan
-from tokenpass.reference.facts import FUSED, AttentionFacts, GraphFacts, SiteFacts, StreamFacts
+from tokenpass.pipeline.facts import facts_of
 from tokenpass.reference.interpreter import Reference
 from tokenpass.rewrite.rewriter import hinted
 
@@ -67,27 +66,47 @@ def pinned(edits: Sequence[Edit], mark: str, **options: Any) -> Config:
 
 
 def capture_calls(
-    model: Callable[..., Any], calls: Sequence[dict[str, Any]], dynamic: bool | None = None
+    model: Callable[..., Any],
+    calls: Sequence[dict[str, Any]],
+    dynamic: bool | None = None,
+    fullgraph: bool = False,
 ) -> list[Graph]:
-    """The graphs that a model gives for some calls."""
+    """The graphs that a model gives for some calls, with the inputs that each was called with."""
     found: list[Graph] = []
 
     def backend(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         captured = capture(module, inputs)
-        found.append(Graph(captured, analyse(captured.module, list(captured.data_inputs)), ()))
+        place = len(found)
+        found.append(
+            Graph(
+                captured,
+                analyse(captured.module, list(captured.data_inputs), captured.examples),
+                (),
+            )
+        )
+
+        def keep_inputs(*given: Any) -> Any:
+            graph = found[place]
+            found[place] = Graph(graph.captured, graph.view, given)
+            return Interpreter(graph.view.module).run(*given)
+
         return keep_inputs
 
-    def keep_inputs(*inputs: Any) -> Any:
-        graph = found[-1]
-        found[-1] = Graph(graph.captured, graph.view, inputs)
-        return Interpreter(graph.view.module).run(*inputs)
-
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend=backend, dynamic=dynamic)
-    with torch.no_grad():
+    compiled = torch.compile(model, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the models' own
         for call in calls:
             compiled(**call)
     return found
+
+
+def made(make: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> tuple[nn.Module, dict[str, Any]]:
+    """A family's model and call, always the same ones."""
+    torch.manual_seed(7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make()
 
 
 _KNOWN: dict[str, tuple[nn.Module, dict[str, Any], Graph]] = {}
@@ -96,8 +115,7 @@ _KNOWN: dict[str, tuple[nn.Module, dict[str, Any], Graph]] = {}
 def family(name: str) -> tuple[nn.Module, dict[str, Any], Graph]:
     """A family's model, call and graph; made once in a run."""
     if name not in _KNOWN:
-        torch.manual_seed(7)
-        model, call = FAMILIES[name]()
+        model, call = made(FAMILIES[name])
         graphs = capture_calls(model, [call])
         assert len(graphs) == 1, f"{name} gives {len(graphs)} graphs"
         _KNOWN[name] = (model, call, graphs[0])
@@ -118,85 +136,6 @@ def relative(got: Any, expected: Any) -> float:
         assert torch.isfinite(x).all()
         worst = max(worst, float((x - y).norm() / y.norm().clamp_min(1e-30)))
     return worst
-
-
-# facts for the reference ---------------------------------------------------------------------
-
-
-def facts_of(view: View) -> GraphFacts:
-    """The names and numbers that the reference is told."""
-    attentions = {
-        node: fused_facts(node, view)
-        for node in view.module.graph.nodes
-        if node.op == "call_function" and node.target is FUSED
-    }
-    attentions |= {r.node: written_facts(r, view) for r in view.regions if r.probabilities}
-    streams = tuple(stream_facts(stream) for stream in view.streams)
-    sites = {
-        site.name: site_facts(site, stream, at, attentions[site.region.node])
-        for at, stream in enumerate(view.streams)
-        for site in stream.sites
-    }
-    return GraphFacts(streams, tuple(attentions.values()), sites)
-
-
-def stream_facts(stream: Stream) -> StreamFacts:
-    """One stream."""
-    positions = sorted(stream.protected.positions, key=str)
-    return StreamFacts(
-        any(region.causal for region in stream.regions),
-        tuple(p.at.name if isinstance(p.at, Node) else p.at for p in positions),
-        tuple(node.name for node in stream.chain),
-    )
-
-
-def stream_of(node: Node, view: View, dim: int) -> int | None:
-    """The stream whose tokens a dimension counts."""
-    counted = [factor.axis.root for factor in view.labels[node][dim]]
-    return next((at for at, s in enumerate(view.streams) if s.axis.root in counted), None)
-
-
-def fused_facts(node: Node, view: View) -> AttentionFacts:
-    """A call of fused attention."""
-    names = ("query", "key", "value", "attn_mask")
-    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    query, key, mask = given["query"], given["key"], given.get("attn_mask")
-    return AttentionFacts(
-        node.name,
-        query.name,
-        key.name,
-        stream_of(query, view, -2),
-        stream_of(key, view, -2),
-        scale=given.get("scale"),
-        masks=((mask.name, False),) if isinstance(mask, Node) else (),
-    )
-
-
-def written_facts(region: AttentionRegion, view: View) -> AttentionFacts:
-    """A hand-written attention."""
-    softmax = region.probabilities
-    assert softmax is not None
-    return AttentionFacts(
-        region.node.name,
-        region.query.name,
-        region.key.name,
-        stream_of(softmax, view, -2),
-        stream_of(softmax, view, -1),
-        softmax.name,
-        region.key_transposed,
-        region.scale,
-        tuple((mask.name, hides) for mask, hides in region.masks),
-    )
-
-
-def site_facts(site: Site, stream: Stream, at: int, attention: AttentionFacts) -> SiteFacts:
-    """One site; `end` has the same rank among the last layer's values as the site in its own."""
-    order = {node: place for place, node in enumerate(site.node.graph.nodes)}
-    kind = [node for node in stream.chain if node.target is site.node.target]
-    rank = sum(order[site.region.node] < order[n] <= order[site.node] for n in kind)
-    behind = [n for n in kind if order[n] > order[stream.regions[-1].node]]
-    end = behind[min(rank, len(behind)) - 1].name if behind else ""
-    return SiteFacts(site.node.name, at, site.token_dim, site.batch_dim, attention, end)
 
 
 # plans ---------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from tests.models.harness import capture_calls, family, pinned, relative, tensors
-from tests.models.zoo import FAMILIES, TEXT, Pooled, ready, words
+from tests.models.zoo import FAMILIES
+from tests.models.zoo.common import TEXT, ready, words
+from tests.models.zoo.hand_written import Pooled
 from tokenpass.edits import Edit
 from tokenpass.graph.view import fingerprint
 from tokenpass.report import GraphReport, last_reports

@@ -10,15 +10,13 @@ import torch
 from torch.fx import Node
 
 from tests.models.harness import Graph, candidates, capture_calls, family, relative
-from tests.models.zoo import FAMILIES
+from tests.models.zoo import FAMILIES, SMALL_SET, TOLERANCE
 from tokenpass.edits import Edit
 from tokenpass.graph.axis import find_axis
 from tokenpass.graph.sites import Site, Stream
 from tokenpass.rewrite.reduction import Gather, Reduction, Slice
 from tokenpass.rewrite.replay import Action, Replay
 from tokenpass.rewrite.rewriter import Actions, rewrite
-
-TOLERANCE = {"gemma2": 1e-5}
 
 
 def all_tokens(stream: Stream, site: Site, shuffled: bool) -> Action:
@@ -49,7 +47,7 @@ def all_tokens(stream: Stream, site: Site, shuffled: bool) -> Action:
             ordered=not shuffled,
         )
 
-    return act
+    return Action(0, act)
 
 
 def replayed(graph: Graph, at: dict[Node, list[Action]]) -> list[Any]:
@@ -58,7 +56,7 @@ def replayed(graph: Graph, at: dict[Node, list[Action]]) -> list[Any]:
     )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SMALL_SET)
 def test_any_order_of_all_tokens_is_dense(name: str) -> None:
     _, _, graph = family(name)
     dense = graph.dense()
@@ -70,7 +68,7 @@ def test_any_order_of_all_tokens_is_dense(name: str) -> None:
         assert relative(replayed(graph, together), dense) < TOLERANCE.get(name, 1e-12)
 
 
-@pytest.mark.slow  # every site of every family: two minutes
+@pytest.mark.zoo  # every site of every family: minutes
 @pytest.mark.parametrize("name", FAMILIES)
 def test_any_order_at_each_site_is_dense(name: str) -> None:
     _, _, graph = family(name)
@@ -81,7 +79,7 @@ def test_any_order_at_each_site_is_dense(name: str) -> None:
             assert relative(got, dense) < TOLERANCE.get(name, 1e-12), site.name
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SMALL_SET)
 def test_all_tokens_in_order_is_bit_equal(name: str) -> None:
     _, _, graph = family(name)
     dense = graph.dense()
@@ -96,13 +94,6 @@ def test_a_replay_without_edits_is_bit_equal(name: str) -> None:
     _, _, graph = family(name)
     for got, expected in zip(replayed(graph, {}), graph.dense(), strict=True):
         assert torch.equal(got, expected) if isinstance(got, torch.Tensor) else True
-
-
-def test_sites_are_found_in_every_family() -> None:
-    for name in FAMILIES:
-        streams = family(name)[2].view.streams
-        assert streams, name
-        assert all(len(stream.sites) >= len(stream.regions) for stream in streams), name
 
 
 @pytest.mark.parametrize("policy", ["uniform", "random"])

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenpass.ops import OPERATORS, bipartite_match
 from tokenpass.ops.cost_record import OpCost
@@ -173,3 +174,25 @@ def test_bipartite_match_keeps_partners_in_range(value):
 def test_bipartite_match_refuses_what_does_not_fit(arguments, message):
     with pytest.raises(ValueError, match=message):
         torch.ops.tokenpass.bipartite_match(*arguments)
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
+def test_cost_counts_the_calls_of_the_reference(operator):
+    """A small problem, where starting them is what an operator costs."""
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.calls += 1
+            return function(*args, **kwargs or {})
+
+    protected = torch.zeros(1, 1, dtype=torch.int64)
+    if operator.name == "bipartite_match":
+        arguments = (torch.randn(1, 197, 384), None, protected, 6)
+    else:
+        score = torch.randn(1, 99)
+        arguments = (score, score.long() * 0, torch.ones(1, 197), protected, 120, False)
+    with Count() as count:
+        operator.reference(*arguments)
+    assert count.calls == operator.cost(*arguments).calls

@@ -8,7 +8,7 @@ it the next compiler sees no static inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch._guards import TracingContext
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
 
+from tokenpass.capture.normal_form import NORMAL_FORM
+from tokenpass.capture.writes import without_unseen_writes
 from tokenpass.edits import Rejection
 from tokenpass.tracing import calls, carry_over, placeholders, retrace, source_line
 
@@ -33,14 +35,15 @@ class CaptureRefused(Exception):
 class Captured:
     """A pre-dispatch ATen graph, the fake inputs it was traced with, and its data placeholders.
 
-    `training`: gradients are recorded. `train_mode`: the first operator in training mode (dropout,
-    batch norm), as (node, source line).
+    `examples`: the call's own inputs by placeholder. `training`: gradients are recorded.
+    `train_mode`: the first operator in training mode (dropout, batch norm), as (node, source line).
     """
 
     module: GraphModule
     fakes: tuple[Any, ...]
     mode: FakeTensorMode
     data_inputs: tuple[Node, ...]
+    examples: Mapping[Node, Any]
     training: bool
     train_mode: tuple[str, str] | None
 
@@ -49,7 +52,8 @@ def capture(module: GraphModule, example_inputs: Sequence[Any]) -> Captured:
     """Trace a Dynamo graph; raises `CaptureRefused` for regions that must not be traced."""
     refuse_known_breakers(module)
     mode, fakes = fake_inputs(module, example_inputs)
-    traced = retrace(Interpreter(module).run, fakes, mode)
+    traced = retrace(Interpreter(module).run, fakes, mode, NORMAL_FORM)
+    without_unseen_writes(traced)
     carry_over(module, traced)
     sources = placeholders(module)
     targets = placeholders(traced)
@@ -58,10 +62,11 @@ def capture(module: GraphModule, example_inputs: Sequence[Any]) -> Captured:
         for source, target, example in zip(sources, targets, example_inputs, strict=True)
         if isinstance(example, torch.Tensor) and not is_static(source, example)
     ]
+    examples = dict(zip(targets, example_inputs, strict=True))
     training = torch.is_grad_enabled() and any(
         isinstance(x, torch.Tensor) and x.requires_grad for x in example_inputs
     )
-    return Captured(traced, tuple(fakes), mode, tuple(data), training, train_mode(traced))
+    return Captured(traced, tuple(fakes), mode, tuple(data), examples, training, train_mode(traced))
 
 
 def train_mode(module: GraphModule) -> tuple[str, str] | None:

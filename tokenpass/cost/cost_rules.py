@@ -117,7 +117,8 @@ def creation(out: Any, *_: Any, **__: Any) -> OpCost:
 
 def power(out: torch.Tensor, base: Any, exponent: Any = None, **_: Any) -> OpCost:
     """X ** 2 is one multiplication (as in an RMS norm); other exponents are transcendental."""
-    return (POINTWISE if exponent == 2 else over("special", 0.5))(out, base)
+    squared = isinstance(exponent, int | float) and exponent == 2
+    return (POINTWISE if squared else over("special", 0.5))(out, base)
 
 
 def scatter(

@@ -39,7 +39,7 @@ class FusionGroup:
 
     `work` and `dims` name the anchor's curve; `elements` holds (work, weighted elements) of every
     elementwise member; bytes are those that cross the group's border. `owner` is the index of the
-    edit that inserted the group, or None for the model's own.
+    edit that inserted the group, or None for the model's own; `calls` what is started for it.
     """
 
     names: tuple[str, ...]
@@ -51,6 +51,7 @@ class FusionGroup:
     bytes_read: sympy.Expr
     bytes_written: sympy.Expr
     owner: int | None = None
+    calls: int = 1
 
     @functools.cached_property
     def symbols(self) -> tuple[sympy.Symbol, ...]:
@@ -236,6 +237,7 @@ def _group(
         bytes_read=_bytes_read(items, inside, bases),
         bytes_written=sympy.Add(*(_bytes(value_of(node)) for node in written)),
         owner=items[0].owner,
+        calls=anchor.cost.calls,
     )
 
 

@@ -1,6 +1,6 @@
 """Seconds of one fusion group on one device: the roofline formula at given sizes.
 
-time = max(flops / rate(shape), elements / rate, bytes / bandwidth(bytes)) + launch
+time = max(flops / rate(shape), elements / rate, bytes / bandwidth(bytes)) + launch x calls
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class GroupSizes:
     dims: tuple[float, ...]
     elements: tuple[tuple[Work, float], ...]
     moved_bytes: float
+    calls: int = 1
 
 
 class GroupTimer:
@@ -51,7 +52,7 @@ class GroupTimer:
     def parts(self, sizes: GroupSizes) -> tuple[float, Bound]:
         """Seconds, and which term of the formula binds."""
         launch_us = self._profile.call_us if sizes.work in CALLS else self._profile.launch_us
-        launch = launch_us * 1e-6
+        launch = launch_us * 1e-6 * sizes.calls
         work = self._arithmetic(sizes)
         memory = 0.0
         if sizes.moved_bytes > 0:

@@ -52,7 +52,7 @@ def size_function(
     if symbols:
         expressions = [part.xreplace(places) for part in expressions]
     kinds = tuple(kind for kind, _ in group.elements)
-    key = (group.work, group.dtype, kinds, len(group.dims), tuple(expressions))
+    key = (group.work, group.dtype, kinds, len(group.dims), group.calls, tuple(expressions))
     if key not in forms:
         forms[key] = _compile(group, kinds, tuple(places.values()), expressions)
     return forms[key], symbols
@@ -66,11 +66,14 @@ def _compile(
 ) -> SizeFunction:
     function = sympy.lambdify(places, expressions, modules=[_FUNCTIONS, "math"], cse=True)
     work, dtype, first = group.work, group.dtype, 2 + len(group.dims)
+    calls = group.calls
 
     def sizes(values: tuple[int, ...]) -> GroupSizes:
         flops, moved, *rest = function(*values)
         dims, amounts = rest[: first - 2], rest[first - 2 :]
         counted = tuple(zip(kinds, map(float, amounts), strict=True))
-        return GroupSizes(work, dtype, float(flops), tuple(map(float, dims)), counted, float(moved))
+        return GroupSizes(
+            work, dtype, float(flops), tuple(map(float, dims)), counted, float(moved), calls
+        )
 
     return sizes

@@ -7,6 +7,8 @@ that does.
 
 from __future__ import annotations
 
+import operator
+
 import networkx as nx
 import torch
 from torch.fx import Graph, Node
@@ -54,6 +56,8 @@ def written_nodes(graph: Graph) -> dict[Node, Node]:
 def aliased_inputs(node: Node) -> list[Node]:
     """Inputs whose memory the node's output may share."""
     target = node.target
+    if target is operator.getitem and separate_outputs(node.args[0]):
+        return []
     if not isinstance(target, torch._ops.OpOverload):
         return list(node.all_input_nodes)  # getitem and unknown callables
     if target.overloadpacket in MAY_ALIAS:
@@ -63,6 +67,16 @@ def aliased_inputs(node: Node) -> list[Node]:
         for value, argument in bound_nodes(node)
         if argument.alias_info is not None and any(r.alias_info for r in target._schema.returns)
     ]
+
+
+def separate_outputs(node: object) -> bool:
+    """Whether a call's outputs are new tensors, each with memory of its own (topk, sort)."""
+    target = node.target if isinstance(node, Node) else None
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and target.overloadpacket not in MAY_ALIAS
+        and not any(returned.alias_info for returned in target._schema.returns)
+    )
 
 
 def written_inputs(node: Node) -> list[Node]:

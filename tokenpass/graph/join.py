@@ -15,6 +15,7 @@ from tokenpass.graph.axis import (
     Size,
     Unalignable,
     deeper,
+    is_constant,
     same_size,
     size_expr,
 )
@@ -78,7 +79,12 @@ def offer(dim: Dim) -> Dim:
 
 
 def follow(dim: Dim, goal: Dim) -> Dim:
-    """The dimension cut as `goal` is; factors that `goal` does not list stay as they are."""
+    """The dimension cut as `goal` is, or `goal` itself as an offer where all entries are equal.
+
+    Factors that `goal` does not list stay as they are.
+    """
+    if is_constant(dim) and len(dim) == len(goal) == 1 and goal[0].cut is None:
+        return goal  # entries that are all equal are as good as the other operand's
     if len(dim) != len(goal):
         if any(f.cut is not None for f in goal):
             raise Unalignable("an operand's dimension has other factors than the shortened one")

@@ -9,12 +9,15 @@ from torch.fx import Graph, Node
 
 from tokenpass.errors import InternalError
 from tokenpass.graph.axis import Axis
+from tokenpass.graph.causality import Examples, may_be_causal
 from tokenpass.graph.labels import Labels
 from tokenpass.tracing import calls, fake_value
 
 aten = torch.ops.aten
 SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default})
 PRODUCT = frozenset({aten.matmul.default, aten.bmm.default})
+FILL = (aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+WHERE = (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf)
 BETWEEN = frozenset(
     {
         aten.dropout.default,
@@ -24,8 +27,8 @@ BETWEEN = frozenset(
         aten.mul.Tensor,
         aten.div.Tensor,
         aten.add.Tensor,
-        aten.masked_fill.Scalar,
-        aten.where.self,
+        *FILL,
+        *WHERE,
         aten.sub.Tensor,
         aten.expand.default,
         aten.reshape.default,
@@ -35,6 +38,9 @@ BETWEEN = frozenset(
         aten.tanh.default,
     }
 )
+
+MOST_BETWEEN = 12
+"""Operators between a product and the softmax that are looked through."""
 
 Mask = tuple[Node, bool]
 """A mask's node, and whether True in it means hidden (added masks have large negative entries)."""
@@ -46,8 +52,7 @@ class AttentionRegion:
 
     `key` is `[.., keys, width]`, transposed (`[.., width, keys]`) if `key_transposed`;
     `probabilities` is the softmax's node where the attention is hand-written. `masks`: what is
-    added to or put into the scores. `causal`: one of them varies along the queries, so later tokens
-    may be hidden from earlier ones.
+    added to or put into the scores. `causal`: later tokens are hidden from earlier ones, or may be.
     """
 
     layer: int
@@ -69,15 +74,15 @@ class AttentionRegion:
         return self.query_axis is self.key_axis
 
 
-def attention_regions(graph: Graph, labels: Labels) -> list[AttentionRegion]:
+def attention_regions(graph: Graph, labels: Labels, examples: Examples) -> list[AttentionRegion]:
     """All attention regions with token axes, in graph order; `layer` counts from 0."""
     found: list[AttentionRegion] = []
     for node in calls(graph):
         region = None
         if node.target is aten.scaled_dot_product_attention.default:
-            region = fused_region(node, labels, len(found))
+            region = fused_region(node, labels, examples, len(found))
         elif node.target in SOFTMAX:
-            region = written_region(node, labels, len(found))
+            region = written_region(node, labels, examples, len(found))
         if region is not None:
             found.append(region)
     return found
@@ -89,7 +94,9 @@ def single(labels: Labels, node: Node, dim: int) -> Axis | None:
     return factors[0].axis.root if len(factors) == 1 else None
 
 
-def fused_region(node: Node, labels: Labels, layer: int) -> AttentionRegion | None:
+def fused_region(
+    node: Node, labels: Labels, examples: Examples, layer: int
+) -> AttentionRegion | None:
     """The region of a fused attention call; None where it attends over one token."""
     call = labels.call(node)
     query, key, value = (node_argument(node, at) for at in range(3))
@@ -98,12 +105,17 @@ def fused_region(node: Node, labels: Labels, layer: int) -> AttentionRegion | No
     if rows is None or columns is None:
         return None
     mask = mask if isinstance(mask, Node) else None
-    causal = bool(call.get("is_causal", False)) or varies_along_queries(labels, mask)
-    scale = call.get("scale")
     masks = () if mask is None else ((mask, False),)
+    causal = bool(call.get("is_causal", False)) or hides_future(masks, labels, examples)
+    scale = call.get("scale")
     return AttentionRegion(
         layer, node, query, key, value, masks, rows, columns, causal, scale=scale
     )
+
+
+def hides_future(masks: tuple[Mask, ...], labels: Labels, examples: Examples) -> bool:
+    """Whether some mask may keep later tokens from earlier ones."""
+    return any(may_be_causal(mask, hides, labels, examples) for mask, hides in masks)
 
 
 def node_argument(node: Node, at: int) -> Node:
@@ -114,14 +126,9 @@ def node_argument(node: Node, at: int) -> Node:
     return value
 
 
-def varies_along_queries(labels: Labels, mask: Node | None) -> bool:
-    """Whether a mask's second to last dimension holds different entries."""
-    if mask is None or len(labels[mask]) < 2:
-        return False
-    return any(not factor.axis.constant for factor in labels[mask][-2])
-
-
-def written_region(node: Node, labels: Labels, layer: int) -> AttentionRegion | None:
+def written_region(
+    node: Node, labels: Labels, examples: Examples, layer: int
+) -> AttentionRegion | None:
     """The region around a softmax over keys: the product before it and the one after it."""
     label = labels[node]
     call = labels.call(node)
@@ -143,7 +150,7 @@ def written_region(node: Node, labels: Labels, layer: int) -> AttentionRegion | 
         masks,
         rows,
         columns,
-        any(varies_along_queries(labels, mask) for mask, _ in masks),
+        hides_future(masks, labels, examples),
         key_transposed=True,
         probabilities=node,
     )
@@ -151,7 +158,7 @@ def written_region(node: Node, labels: Labels, layer: int) -> AttentionRegion | 
 
 def product_before(node: Node) -> Node | None:
     """The matrix product whose result reaches a softmax through elementwise operators."""
-    while node.args and isinstance(node.args[0], Node):
+    for _ in range(MOST_BETWEEN):
         candidates = [a for a in node.all_input_nodes if reaches_product(a)]
         if not candidates:
             return None
@@ -161,20 +168,18 @@ def product_before(node: Node) -> Node | None:
     return None
 
 
-def reaches_product(node: Node) -> bool:
-    """Whether a node is a product, or an elementwise operator on one."""
-    for _ in range(12):
-        if node.target in PRODUCT:
-            return True
-        if node.target not in BETWEEN or not isinstance(node.args[0], Node):
-            return False
-        node = node.args[0]
-    return False
+def reaches_product(node: Node, steps: int = MOST_BETWEEN) -> bool:
+    """Whether a node is a product, or an elementwise operator on one (a mask is on none)."""
+    if node.target in PRODUCT:
+        return True
+    if steps == 0 or node.target not in BETWEEN:
+        return False
+    return any(reaches_product(source, steps - 1) for source in node.all_input_nodes)
 
 
 def product_after(node: Node) -> Node | None:
     """The matrix product that takes the probabilities as its left side."""
-    for _ in range(12):
+    for _ in range(MOST_BETWEEN):
         products = [u for u in node.users if u.target in PRODUCT and u.args[0] is node]
         if products:
             return products[0]
@@ -194,9 +199,9 @@ def masks_between(before: Node, after: Node) -> list[Mask]:
         onward = [n for n in tensors if n is before or reaches_product(n)]
         if node.target is aten.add.Tensor:
             found += [(n, False) for n in tensors if n not in onward]
-        elif node.target is aten.masked_fill.Scalar and isinstance(node.args[1], Node):
+        elif node.target in FILL and isinstance(node.args[1], Node):
             found.append((node.args[1], True))
-        elif node.target is aten.where.self and isinstance(node.args[0], Node):
+        elif node.target in WHERE and isinstance(node.args[0], Node):
             found.append((node.args[0], node.args[1] not in onward))
         if not onward:
             break

@@ -90,22 +90,33 @@ def stream_chain(
     """Stream values that dominate the main output, seen from the source that gives most of them.
 
     Sources are the data inputs and the stream's births: an index that is computed from the same
-    input by another way does not count as a way around the stream.
+    input by another way does not count as a way around the stream. What no data flows into (a
+    rotary table, learnt queries) is a source only where nothing else is one.
     """
-    best: list[Node] = []
-    for source in [*inputs, *births(flow, inputs, axis, labels)]:
-        if not nx.has_path(flow, source, goal):
-            continue
-        idom = nx.immediate_dominators(flow, source)
-        chain, node = [], goal
-        while node is not source:
-            chain.append(node)
-            node = idom[node]
-        chain.append(source)
-        stream = [n for n in reversed(chain) if carries_stream(n, axis, labels)]
-        if len(stream) > len(best):
-            best = stream
-    return tuple(best)
+    born = births(flow, inputs, axis, labels)
+    fed = set(inputs).union(*(nx.descendants(flow, node) for node in inputs))
+    tiers = ([*inputs, *(node for node in born if node in fed)], born)
+    for sources in tiers:
+        chains = [chain_from(flow, source, goal, axis, labels) for source in sources]
+        best = max(chains, key=len, default=[])
+        if best:
+            return tuple(best)
+    return ()
+
+
+def chain_from(
+    flow: nx.DiGraph, source: Node, goal: Node, axis: Axis, labels: Labels
+) -> list[Node]:
+    """Stream values on every way from a source to the main output, in order."""
+    if not nx.has_path(flow, source, goal):
+        return []
+    idom = nx.immediate_dominators(flow, source)
+    chain, node = [], goal
+    while node is not source:
+        chain.append(node)
+        node = idom[node]
+    chain.append(source)
+    return [n for n in reversed(chain) if carries_stream(n, axis, labels)]
 
 
 def births(flow: nx.DiGraph, inputs: list[Node], axis: Axis, labels: Labels) -> list[Node]:

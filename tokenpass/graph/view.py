@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
 from tokenpass.edits import Rejection
 from tokenpass.graph.axis import Axis, find_axis
+from tokenpass.graph.causality import Examples
 from tokenpass.graph.demand import demand_of
 from tokenpass.graph.labels import Labels
 from tokenpass.graph.regions import AttentionRegion, attention_regions
@@ -51,13 +54,17 @@ class View:
         return seen
 
 
-def analyse(module: GraphModule, inputs: list[Node]) -> View:
+def analyse(
+    module: GraphModule, inputs: list[Node], examples: Mapping[Node, Any] | None = None
+) -> View:
     """Find labels, regions, streams, demand, aliases and sites; nothing is changed.
 
-    `inputs`: the placeholders that hold data (not parameters or buffers).
+    `inputs`: the placeholders that hold data (not parameters or buffers). `examples`: the call's
+    real inputs by placeholder; without them no mask is known not to be causal.
     """
     labels = Labels(module.graph)
-    regions = tuple(attention_regions(module.graph, labels))
+    known = Examples(examples or {}, frozenset(inputs))
+    regions = tuple(attention_regions(module.graph, labels, known))
     written = labels.written
     caches = handed_out(module, regions)
     goal = main_output(module, caches)

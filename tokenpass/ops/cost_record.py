@@ -30,11 +30,13 @@ class OpCost:
     `work` names the device-profile curve that applies; `flops` counts multiply and add apart;
     `dims` are the curve's arguments (gemm, bmm, conv: batch, m, n, k; attention: batch*heads,
     queries, keys, head dim; everything else: elements). `weight` multiplies the elements, so that
-    a cheaper or dearer operator shares a curve ("special" is exp and its kin). Bytes are not
-    here: they belong to the fusion group, which knows what stays on chip.
+    a cheaper or dearer operator shares a curve ("special" is exp and its kin). `calls` counts what
+    is started one after the other: an operator of ours makes as many calls as its reference. Bytes
+    are not here: they belong to the fusion group, which knows what stays on chip.
     """
 
     work: Work
     flops: sympy.Expr = sympy.Integer(0)
     dims: tuple[sympy.Expr, ...] = field(default=())
     weight: float = 1.0
+    calls: int = 1

@@ -38,8 +38,8 @@ def carry_out_pinned(
     if pinned.fingerprint and pinned.fingerprint != blank.fingerprint:
         raise PlanMismatchError(
             f"{config.origin}: the plan was made for graph {pinned.fingerprint}, this graph is "
-            f"{blank.fingerprint} (another model, input shape or library version); plan anew, or "
-            "remove the fingerprint to run the edits whose sites this graph has"
+            f"{blank.fingerprint} (another model, input shape or library version); plan anew with "
+            "`tokenpass explain`, or name sites in a pass config instead"
         )
     lossy = {item.name: item for item in all_passes() if isinstance(item, LossyPass)}
     exact, edits, _ = exact_edits(view, len(pinned.edits))

@@ -77,33 +77,35 @@ class Planner:
     def plan(self) -> Planned:
         """The plan that meets the budget with least error, made real."""
         limited = self.config.max_error is not None or (self.config.budget or 1.0) < 1.0
-        if not (limited and self.found.candidates):
-            return self.exact_only()
         try:
+            if not (limited and self.found.candidates):
+                return self.exact_only()
             return self.lossy() or declined(self.exact_only())
         except ReplayRefused as refused:
             return self.without(refused).plan()
 
     def without(self, refused: ReplayRefused) -> Planner:
-        """The same, without the candidates of the pass and stream that cannot be carried out."""
-        at = refused.owner
-        if at is None or at >= len(self.found.candidates):
+        """The same, without what cannot be carried out: a pass on a stream, or the exact edits."""
+        found, at = self.found, refused.owner
+        rejections = (*found.rejections, refused.rejection)
+        if at is not None and at < len(found.candidates):
+            bad = found.candidates[at]
+            kept = [
+                (c, f)
+                for c, f in zip(found.candidates, found.fixed, strict=True)
+                if c.pass_name != bad.pass_name or c.stream is not bad.stream
+            ]
+            less = replace(
+                found, candidates=tuple(c for c, _ in kept), fixed=tuple(f for _, f in kept)
+            )
+        elif at is not None and not found.exact.empty:
+            less = replace(found, exact=Actions(), exact_edits=())
+        elif found.candidates or not found.exact.empty:
+            less = replace(found, candidates=(), fixed=(), exact=Actions(), exact_edits=())
+        else:
             raise refused
-        bad = self.found.candidates[at]
-        kept = [
-            (c, f)
-            for c, f in zip(self.found.candidates, self.found.fixed, strict=True)
-            if c.pass_name != bad.pass_name or c.stream is not bad.stream
-        ]
-        rejections = (*self.found.rejections, refused.rejection)
-        found = replace(
-            self.found,
-            candidates=tuple(c for c, _ in kept),
-            fixed=tuple(f for _, f in kept),
-            rejections=rejections,
-        )
         unedited = replace(self.unedited, plan=replace(self.unedited.plan, rejections=rejections))
-        return replace(self, found=found, unedited=unedited)
+        return replace(self, found=replace(less, rejections=rejections), unedited=unedited)
 
     def exact_only(self) -> Planned:
         """Exact edits alone, where they are predicted to pay."""

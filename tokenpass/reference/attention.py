@@ -73,12 +73,15 @@ def spread(mask: Tensor, scores: Tensor) -> Tensor:
     return mask[:, None]
 
 
+LEFT_NOTHING = -5e3
+"""A score this far below the others is exactly nothing behind a softmax."""
+
+
 def hidden_keys(mask: Tensor, hides: bool) -> Tensor:
     """`[batch or 1, keys]`: keys that a mask hides from every query of every head."""
-    if mask.dtype == torch.bool:
-        seen = ~mask if hides else mask
-    else:
-        seen = mask > torch.finfo(mask.dtype).min / 2
+    if mask.dtype != torch.bool:
+        mask, hides = mask > LEFT_NOTHING, False
+    seen = ~mask if hides else mask
     while seen.dim() < 4:
         seen = seen[None]
     return ~seen.any(-2).any(1)

@@ -33,13 +33,13 @@ class AttentionFacts:
 class StreamFacts:
     """One token stream. `protected`: positions that the outputs read alone (or nodes' names).
 
-    `chain`: names of the values that everything flows through; `end`: for each of its operators,
-    where pruned tokens come back for good.
+    `chain`: the values that everything flows through, by name, with their (token dimension, batch
+    dimension); None where a value holds tokens in another way.
     """
 
     causal: bool
     protected: tuple[int | str, ...]
-    chain: tuple[str, ...]
+    chain: dict[str, tuple[int, int | None] | None]
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,9 @@ EXACT = frozenset({"dead_tokens"})
 class Reference(Interpreter):
     """Runs a dense graph with the edits of a plan; outputs have the dense shapes.
 
-    A stream value that is computed before a merge and used behind it (a long skip connection) is
-    not merged: such graphs have no reference.
+    What mixes neighbouring tokens (a convolution, a recurrence) sees every token, and the members
+    of a group differ behind it; on the stream they have their mean again. A value that is computed
+    before a merge and used behind it (a long skip connection) is so merged where it joins.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Reference(Interpreter):
         self.named = {node.name: node for node in module.graph.nodes}
 
     def run_node(self, n: Node) -> Any:
-        value = self.run_grouped(n)
+        value = self.settle(n, self.run_grouped(n))
         for edit in self.edits.get(n.name, []):
             self.env[n] = value
             value = self.carry_out(edit, self.facts.sites[edit.site], value)
@@ -85,6 +86,23 @@ class Reference(Interpreter):
     def groups_of(self, stream: int | None) -> Groups | None:
         """The groups of a stream, None while all its tokens are there by themselves."""
         return None if stream is None else self.groups.get(stream)
+
+    def settle(self, n: Node, value: Any) -> Any:
+        """A value of a stream's chain: the members of every group have their mean."""
+        for at, groups in self.groups.items():
+            place = self.facts.streams[at].chain.get(n.name)
+            if place is None or not isinstance(value, Tensor):
+                continue
+            tokens, batch = place
+            flat = flattened(value, tokens, batch).clone()
+            for sample, seats in enumerate(groups.seats().tolist()):
+                for seat in seats:
+                    members = groups.members(sample, seat)
+                    real = members[~groups.padding[sample, members]]
+                    if len(real) > 1 or 0 < len(real) < len(members):
+                        flat[sample, members] = flat[sample, real].mean(0)
+            value = unflattened(flat, value, tokens, batch)
+        return value
 
     # edits -------------------------------------------------------------------------------
 
@@ -254,17 +272,27 @@ class Reference(Interpreter):
 
 
 def to_rows(value: Tensor, site: SiteFacts) -> Tensor:
-    """A stream value as `[batch, tokens, ..]`."""
-    if site.batch_dim is None:
-        return value.movedim(site.token_dim, 0)[None]
-    return value.movedim((site.batch_dim, site.token_dim), (0, 1))
+    """A site's value as `[batch, tokens, ..]`."""
+    return flattened(value, site.token_dim, site.batch_dim)
 
 
 def from_rows(flat: Tensor, like: Tensor, site: SiteFacts) -> Tensor:
-    """Back to the stream value's own order of dimensions."""
-    if site.batch_dim is None:
-        return flat[0].movedim(0, site.token_dim).reshape(like.shape)
-    return flat.movedim((0, 1), (site.batch_dim, site.token_dim)).reshape(like.shape)
+    """Back to the site's own order of dimensions."""
+    return unflattened(flat, like, site.token_dim, site.batch_dim)
+
+
+def flattened(value: Tensor, token_dim: int, batch_dim: int | None) -> Tensor:
+    """A stream value as `[batch, tokens, ..]`."""
+    if batch_dim is None:
+        return value.movedim(token_dim, 0)[None]
+    return value.movedim((batch_dim, token_dim), (0, 1))
+
+
+def unflattened(flat: Tensor, like: Tensor, token_dim: int, batch_dim: int | None) -> Tensor:
+    """Back to a stream value's own order of dimensions."""
+    if batch_dim is None:
+        return flat[0].movedim(0, token_dim).reshape(like.shape)
+    return flat.movedim((0, 1), (batch_dim, token_dim)).reshape(like.shape)
 
 
 def per_head(value: Tensor, samples: int) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tokenpass.graph.axis import Axis, AxisTable, Label, Size, Unalignable
+from tokenpass.graph.axis import Axis, AxisTable, Label, Size, Unalignable, is_constant
 from tokenpass.graph.call import is_one
 from tokenpass.rewrite.reduction import Segment, sums_in
 
@@ -84,8 +84,12 @@ def locate_batch(
             if factor.axis.root is batch.root:
                 return sum(groups[:at]) + place, None
     for at, dim in enumerate(offered or ()):
-        if len(dim) == 1 and not label[at] and dim[0].axis.root is batch.root:
+        if len(dim) != 1 or dim[0].axis.root is not batch.root:
+            continue
+        if not label[at]:
             return None, sum(groups[:at])
+        if is_constant(label[at]) and len(label[at]) == 1:  # expanded: as good as a batch
+            return sum(groups[:at]), None
     return None, None
 
 

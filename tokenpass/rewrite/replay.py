@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,15 +30,22 @@ from tokenpass.graph.rule import Blocked, Rule
 from tokenpass.graph.view import View
 from tokenpass.rewrite.read_cut import ReadCut, place_among, run_start
 from tokenpass.rewrite.reduction import Gather, Reduction, Slice, owned_by
-from tokenpass.rewrite.restoring import Restoring, leaves_values
+from tokenpass.rewrite.restoring import ReplayRefused, Restoring, leaves_values
 from tokenpass.rewrite.values import NodeOperand
 from tokenpass.tracing import fake_value, module_path, source_line
 
 aten = torch.ops.aten
 
 
-Action = Callable[["Replay", Node, Any], Reduction]
-"""What an edit does at its site's node: the reduction, from the node's value."""
+@dataclass(frozen=True, eq=False)
+class Action:
+    """What an edit does at its site's node: `reduce` makes the reduction from the node's value.
+
+    `owner`: the edit's index, by which what it adds is marked and a refusal is told.
+    """
+
+    owner: int
+    reduce: Callable[[Replay, Node, Any], Reduction]
 
 
 class Replay(Restoring):
@@ -225,18 +233,29 @@ class Replay(Restoring):
         for action in self.actions.get(node, []):
             if self.env.get(node) is not value:
                 self.env[node] = value
-            label = self.label(node)
-            reduction = action(self, node, value)
-            at = find_axis(label, reduction.axis)
-            if at is None or label[at[0]][at[1]].cut is not reduction.parent:
-                raise Unalignable(f"{node.name} does not carry the reduction's parent")
-            reduction.memo["saved_label"] = label
-            goal = with_cut(label, at, reduction)
-            operand = NodeOperand(label, tuple(fake_value(node).shape), value, True, node=node)
-            with owned_by(reduction.owner):
-                value = self.align(operand, goal).value
-            self.now[node] = (goal,)
+            try:
+                value = self.reduce(node, value, action)
+            except Unalignable as reason:
+                because = f"the values that the edit reads or changes do not line up: {reason}"
+                where = module_path(node) or node.name
+                refused = Rejection("unalignable", where, because, source=source_line(node))
+                raise ReplayRefused(refused, action.owner) from reason
         return self.restore_tail(node, value)
+
+    def reduce(self, node: Node, value: Any, action: Action) -> Any:
+        """A node's value shortened by one edit; its label follows."""
+        label = self.label(node)
+        reduction = action.reduce(self, node, value)
+        at = find_axis(label, reduction.axis)
+        if at is None or label[at[0]][at[1]].cut is not reduction.parent:
+            raise Unalignable(f"{node.name} does not carry the reduction's parent")
+        reduction.memo["saved_label"] = label
+        goal = with_cut(label, at, reduction)
+        operand = NodeOperand(label, tuple(fake_value(node).shape), value, True, node=node)
+        with owned_by(reduction.owner):
+            value = self.align(operand, goal).value
+        self.now[node] = (goal,)
+        return value
 
     def restore_tail(self, node: Node, value: Any) -> Any:
         """Write pruned tokens back where the stream's last values are needed at full length."""

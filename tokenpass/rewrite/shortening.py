@@ -11,6 +11,7 @@ from tokenpass.graph.axis import (
     Label,
     Unalignable,
     find_axis,
+    is_constant,
     with_cut,
 )
 from tokenpass.graph.call import Operand
@@ -133,7 +134,9 @@ class Shortening(Values):
         for place, dim in enumerate(label):
             offered = target[place + skip] if place + skip >= 0 else ()
             size = value.shape[place]
-            took = not dim and offered and not (isinstance(size, int) and size == 1)
+            apart = cut.per_sample and cut.batch is not None
+            free = not dim or (apart and is_constant(dim) and find_axis((offered,), cut.batch))
+            took = free and offered and not (isinstance(size, int) and size == 1)
             new.append(offered if took else dim)
         return replace(operand, value=value, label=tuple(new))
 

@@ -1,0 +1,574 @@
+"""One small encoder in many spellings: what users write instead of a library's block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.models.zoo.common import HEADS, LAYERS, WIDTH, Example, ready
+
+TOKENS, INPUT = 18, 12
+Attend = Callable[["Attention", Tensor], Tensor]
+
+
+class Attention(nn.Module):
+    """Projections of one attention; `attend` says how they are used."""
+
+    def __init__(self, attend: Attend, kv_heads: int = HEADS) -> None:
+        super().__init__()
+        self.attend, self.kv_heads, self.width = attend, kv_heads, WIDTH // HEADS
+        self.q = nn.Linear(WIDTH, WIDTH)
+        self.k, self.v = (nn.Linear(WIDTH, kv_heads * self.width) for _ in range(2))
+        self.out = nn.Linear(WIDTH, WIDTH)
+        self.bias = nn.Parameter(torch.randn(HEADS, 32, 32))
+        self.distance = nn.Embedding(63, HEADS)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, `[batch, heads, tokens, width]` each."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        return tuple(p.unflatten(-1, (-1, self.width)).transpose(1, 2) for p in (q, k, v))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.attend(self, x))
+
+
+def merged(mixed: Tensor) -> Tensor:
+    """Heads side by side again."""
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def fused(a: Attention, x: Tensor) -> Tensor:
+    return merged(F.scaled_dot_product_attention(*a.heads(x)))
+
+
+def einsum(a: Attention, x: Tensor) -> Tensor:
+    q, k, v = (p.unflatten(-1, (HEADS, -1)) for p in (a.q(x), a.k(x), a.v(x)))
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(a.width)
+    return torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v).flatten(2)
+
+
+def batched_heads(a: Attention, x: Tensor) -> Tensor:
+    """Heads folded into the batch, products by `bmm` and `baddbmm`."""
+    batch, tokens, _ = x.shape
+    q, k, v = (p.reshape(batch * HEADS, tokens, a.width) for p in a.heads(x))
+    scores = torch.baddbmm(x.new_zeros(1, 1, 1), q, k.transpose(1, 2), alpha=a.width**-0.5)
+    mixed = torch.bmm(F.softmax(scores, dim=-1), v)
+    return merged(mixed.view(batch, HEADS, tokens, a.width))
+
+
+def flat_linears(a: Attention, x: Tensor) -> Tensor:
+    """Projections of a matrix `[batch x tokens, width]`."""
+    batch, tokens, _ = x.shape
+    flat = x.reshape(-1, WIDTH)
+    q, k, v = (p(flat).view(batch, tokens, HEADS, -1).transpose(1, 2) for p in (a.q, a.k, a.v))
+    mixed = F.scaled_dot_product_attention(q, k, v)
+    return mixed.transpose(1, 2).reshape(batch * tokens, WIDTH).view(batch, tokens, WIDTH)
+
+
+def alibi(a: Attention, x: Tensor) -> Tensor:
+    q, k, v = a.heads(x)
+    place = torch.arange(x.shape[1])
+    slope = 2.0 ** -torch.arange(1, HEADS + 1, dtype=x.dtype)
+    bias = -(place[:, None] - place[None, :]).abs() * slope[:, None, None]
+    return merged(F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
+
+
+def table_bias(a: Attention, x: Tensor) -> Tensor:
+    q, k, v = a.heads(x)
+    bias = a.bias[:, : x.shape[1], : x.shape[1]]
+    scores = q @ k.transpose(-1, -2) * a.width**-0.5 + bias
+    return merged(scores.softmax(-1) @ v)
+
+
+def relative_bias(a: Attention, x: Tensor) -> Tensor:
+    """T5's: an embedding of clipped distances."""
+    q, k, v = a.heads(x)
+    place = torch.arange(x.shape[1])
+    distance = (place[None, :] - place[:, None]).clamp(-31, 31) + 31
+    bias = a.distance(distance).permute(2, 0, 1)[None]
+    return merged(F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0))
+
+
+def rotary_tables(tokens: int, width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[tokens, width]`."""
+    rate = 1.0 / 10000 ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angle = torch.outer(torch.arange(tokens, dtype=torch.float64), rate)
+    return torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    left, right = x.chunk(2, -1)
+    return x * cos + torch.cat([-right, left], -1) * sin
+
+
+def rotary(a: Attention, x: Tensor) -> Tensor:
+    q, k, v = a.heads(x)
+    cos, sin = rotary_tables(x.shape[1], a.width)
+    q, k = turned(q, cos, sin), turned(k, cos, sin)
+    return merged(F.scaled_dot_product_attention(q, k, v))
+
+
+def partial_rotary(a: Attention, x: Tensor) -> Tensor:
+    q, k, v = a.heads(x)
+    half = a.width // 2
+    cos, sin = rotary_tables(x.shape[1], half)
+    q, k = (torch.cat([turned(p[..., :half], cos, sin), p[..., half:]], -1) for p in (q, k))
+    return merged(F.scaled_dot_product_attention(q, k, v))
+
+
+def complex_rotary(a: Attention, x: Tensor) -> Tensor:
+    """Llama's own spelling: pairs of channels as interleaved halves."""
+    q, k, v = a.heads(x)
+    cos, sin = (t[:, : a.width // 2] for t in rotary_tables(x.shape[1], a.width))
+
+    def turn(p: Tensor) -> Tensor:
+        even, odd = p[..., 0::2], p[..., 1::2]
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+
+    return merged(F.scaled_dot_product_attention(turn(q), turn(k), v))
+
+
+def m_rope(a: Attention, x: Tensor) -> Tensor:
+    """Three kinds of positions (time, row, column), each in its part of the channels."""
+    q, k, v = a.heads(x)
+    place = torch.arange(x.shape[1])
+    kinds = torch.stack([place // 9, place // 3 % 3, place % 3])
+    cos, sin = rotary_tables(32, a.width)
+    cos, sin = (table[kinds] for table in (cos, sin))  # [3, tokens, width]
+    parts = [2, 3, 3]
+    cos, sin = (
+        torch.cat([p[i] for i, p in enumerate(table.split(parts, -1))], -1) for table in (cos, sin)
+    )
+    return merged(F.scaled_dot_product_attention(turned(q, cos, sin), turned(k, cos, sin), v))
+
+
+def grouped_queries(a: Attention, x: Tensor) -> Tensor:
+    q, k, v = a.heads(x)
+    return merged(F.scaled_dot_product_attention(q, k, v, enable_gqa=True))
+
+
+def repeated_keys(a: Attention, x: Tensor) -> Tensor:
+    q, k, v = a.heads(x)
+    k, v = (p.repeat_interleave(HEADS // a.kv_heads, 1) for p in (k, v))
+    return merged(F.scaled_dot_product_attention(q, k, v))
+
+
+def sliding_window(a: Attention, x: Tensor) -> Tensor:
+    q, k, v = a.heads(x)
+    place = torch.arange(x.shape[1])
+    near = (place[:, None] - place[None, :]).abs() < 6
+    return merged(F.scaled_dot_product_attention(q, k, v, attn_mask=near))
+
+
+def cosine_scores(a: Attention, x: Tensor) -> Tensor:
+    """Swin v2's: unit queries and keys."""
+    q, k, v = a.heads(x)
+    scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2) * 4
+    return merged(F.softmax(scores, -1) @ v)
+
+
+def subtracted_maximum(a: Attention, x: Tensor) -> Tensor:
+    """A softmax written out."""
+    q, k, v = a.heads(x)
+    scores = q @ k.mT * a.width**-0.5
+    power = (scores - scores.amax(-1, keepdim=True)).exp()
+    return merged(power / power.sum(-1, keepdim=True) @ v)
+
+
+class Block(nn.Module):
+    """Attention and MLP; `order` says how they meet the residual stream."""
+
+    def __init__(self, attend: Attend, order: str = "pre", kv_heads: int = HEADS) -> None:
+        super().__init__()
+        self.order, self.attention = order, Attention(attend, kv_heads)
+        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.up, self.gate = nn.Linear(WIDTH, 48), nn.Linear(WIDTH, 48)
+        self.down = nn.Linear(48, WIDTH)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.order == "parallel":
+            same = self.first(x)
+            return x + self.attention(same) + self.mlp(same)
+        if self.order == "post":
+            x = self.first(x + self.attention(x))
+            return self.second(x + self.mlp(x))
+        x = x + self.attention(self.first(x))
+        return x + self.mlp(self.second(x))
+
+
+class Encoder(nn.Module):
+    """Blocks over a linear embedding; the mean of the tokens is classified."""
+
+    def __init__(self, blocks: list[nn.Module], read: str = "mean") -> None:
+        super().__init__()
+        self.embed, self.read = nn.Linear(INPUT, WIDTH), read
+        self.place = nn.Parameter(torch.randn(32, WIDTH))
+        self.blocks = nn.ModuleList(blocks)
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) + self.place[: x.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        if self.read == "mean":
+            x = x.mean(1)
+        elif self.read == "max":
+            x = x.amax(1)
+        elif self.read == "first":
+            x = x[:, 0]
+        return self.head(x)
+
+
+def example(model: nn.Module, scale: float = 1.5) -> Example:
+    return ready(model, scale), {"x": torch.randn(2, TOKENS, INPUT, dtype=torch.float64)}
+
+
+def encoder(
+    attend: Attend, order: str = "pre", kv_heads: int = HEADS, read: str = "mean"
+) -> Example:
+    return example(Encoder([Block(attend, order, kv_heads) for _ in range(LAYERS)], read))
+
+
+def written_einsum() -> Example:
+    return encoder(einsum)
+
+
+def written_batched_heads() -> Example:
+    return encoder(batched_heads)
+
+
+def written_flat_linears() -> Example:
+    return encoder(flat_linears)
+
+
+def written_parallel() -> Example:
+    return encoder(fused, "parallel")
+
+
+def written_post_norm() -> Example:
+    return encoder(fused, "post", read="first")
+
+
+def written_all_tokens() -> Example:
+    return encoder(fused, read="all")
+
+
+def written_max_pooling() -> Example:
+    return encoder(fused, read="max")
+
+
+def written_alibi() -> Example:
+    return encoder(alibi)
+
+
+def written_table_bias() -> Example:
+    return encoder(table_bias)
+
+
+def written_relative_bias() -> Example:
+    return encoder(relative_bias)
+
+
+def written_rotary() -> Example:
+    return encoder(rotary)
+
+
+def written_partial_rotary() -> Example:
+    return encoder(partial_rotary)
+
+
+def written_complex_rotary() -> Example:
+    return encoder(complex_rotary)
+
+
+def written_m_rope() -> Example:
+    return encoder(m_rope)
+
+
+def written_grouped_queries() -> Example:
+    return encoder(grouped_queries, kv_heads=2)
+
+
+def written_repeated_keys() -> Example:
+    return encoder(repeated_keys, kv_heads=2)
+
+
+def written_sliding_window() -> Example:
+    return encoder(sliding_window)
+
+
+def written_cosine_scores() -> Example:
+    return encoder(cosine_scores)
+
+
+def written_softmax() -> Example:
+    return encoder(subtracted_maximum)
+
+
+class Convolved(nn.Module):
+    """A depthwise convolution along the tokens between two blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block(fused)
+        self.mix = nn.Conv1d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(x)
+        return x + self.mix(x.transpose(1, 2)).transpose(1, 2)
+
+
+def written_convolution() -> Example:
+    return example(Encoder([Block(fused), Convolved(), Block(fused), Block(fused)]))
+
+
+class Hourglass(nn.Module):
+    """Pairs of tokens are averaged for some blocks, and come back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList(Block(fused) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        short = x.unflatten(1, (-1, 2)).mean(2)
+        for block in self.inner:
+            short = block(short)
+        return x + short.repeat_interleave(2, 1)
+
+
+def written_hourglass() -> Example:
+    return example(Encoder([Block(fused), Hourglass(), Block(fused)]))
+
+
+class TwoStreams(nn.Module):
+    """Two residual streams over the same tokens, each with its own attention, joined late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(INPUT, WIDTH)
+        self.left = nn.ModuleList(Block(fused) for _ in range(2))
+        self.right = nn.ModuleList(Block(fused) for _ in range(2))
+        self.head = nn.Linear(2 * WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left = right = self.embed(x)
+        for one, other in zip(self.left, self.right, strict=True):
+            left, right = one(left), other(right)
+        return self.head(torch.cat([left, right], -1)).mean(1)
+
+
+def written_two_streams() -> Example:
+    return example(TwoStreams())
+
+
+class Experts(nn.Module):
+    """Every token goes through the two best of four MLPs, spelt without sorting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.route = nn.Linear(WIDTH, 4)
+        self.up = nn.Parameter(torch.randn(4, WIDTH, 24) * 0.2)
+        self.down = nn.Parameter(torch.randn(4, 24, WIDTH) * 0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = self.route(x).softmax(-1)
+        best = share.topk(2, -1)
+        gate = torch.zeros_like(share).scatter(-1, best.indices, best.values)
+        hidden = F.gelu(torch.einsum("btw,ewh->bteh", x, self.up))
+        return torch.einsum("bteh,ehw,bte->btw", hidden, self.down, gate)
+
+
+class ExpertBlock(Block):
+    def __init__(self) -> None:
+        super().__init__(fused)
+        self.experts = Experts()
+
+    def mlp(self, x: Tensor) -> Tensor:
+        return self.experts(x)
+
+
+def written_experts() -> Example:
+    return example(Encoder([ExpertBlock() for _ in range(LAYERS)]), 1.0)
+
+
+class Attending(nn.Module):
+    """`nn.MultiheadAttention` and an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        self.norm, self.mlp = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        same = self.norm(x)
+        x = x + self.attention(same, same, same, need_weights=False)[0]
+        return x + F.gelu(self.mlp(x))
+
+
+def torch_attention() -> Example:
+    return example(Encoder([Attending() for _ in range(LAYERS)]))
+
+
+def torch_transformer() -> Example:
+    model = nn.Transformer(WIDTH, HEADS, 2, 2, 48, dropout=0.0, activation=F.silu, batch_first=True)
+    sides = {
+        name: torch.randn(2, n, WIDTH, dtype=torch.float64) for name, n in (("src", 18), ("tgt", 9))
+    }
+    return ready(model, 1.5), sides
+
+
+class Crossing(nn.Module):
+    """Learnt queries look at encoded tokens (a Perceiver's reader)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder([Block(fused) for _ in range(2)], read="all")
+        self.encoder.head = nn.Identity()
+        self.queries = nn.Parameter(torch.randn(4, WIDTH))
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.encoder(x)
+        asked = self.queries.expand(x.shape[0], -1, -1)
+        read = self.attention(asked, tokens, tokens, need_weights=False)[0]
+        return self.head(read.flatten(0, 1)).unflatten(0, (x.shape[0], -1))
+
+
+def written_reader() -> Example:
+    return example(Crossing())
+
+
+class Scan(nn.Module):
+    """A gated linear recurrence, step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.inward, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, inward = self.gate(x).sigmoid(), self.inward(x)
+        state, states = torch.zeros_like(x[:, 0]), []
+        for at in range(x.shape[1]):
+            state = gate[:, at] * state + inward[:, at]
+            states.append(state)
+        return x + self.out(torch.stack(states, 1))
+
+
+def written_scan() -> Example:
+    return example(Encoder([Block(fused), Scan(), Block(fused), Block(fused)]))
+
+
+class Windowed(nn.Module):
+    """Attention within windows of six tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block(fused)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        windows = x.unflatten(1, (-1, 6)).flatten(0, 1)
+        return self.block(windows).unflatten(0, (batch, -1)).flatten(1, 2)
+
+
+def written_windows() -> Example:
+    return example(Encoder([Windowed(), Windowed()]))
+
+
+def written_windows_between() -> Example:
+    return example(Encoder([Block(fused), Windowed(), Block(fused), Block(fused)]))
+
+
+class Sequential(nn.Module):
+    """Tokens first, samples second, as torch did it before `batch_first`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 48, dropout=0.0, activation=F.silu)
+        self.embed = nn.Linear(INPUT, WIDTH)
+        self.body = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.embed(x).transpose(0, 1)).mean(0))
+
+
+def torch_tokens_first() -> Example:
+    return example(Sequential())
+
+
+class Unbatched(nn.Module):
+    """One text without a batch dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Encoder([Block(fused) for _ in range(LAYERS)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x[None])[0]
+
+
+def written_unbatched() -> Example:
+    return ready(Unbatched(), 1.5), {"x": torch.randn(TOKENS, INPUT, dtype=torch.float64)}
+
+
+class ClassToken(nn.Module):
+    """A learnt token in front, read at the end; the tokens' count equals the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Encoder([Block(fused) for _ in range(LAYERS)], read="first")
+        self.token = nn.Parameter(torch.randn(1, 1, INPUT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1))
+
+
+def written_class_token() -> Example:
+    model = ready(ClassToken(), 1.5)
+    return model, {"x": torch.randn(4, WIDTH - 1, INPUT, dtype=torch.float64)}
+
+
+FAMILIES = (
+    written_einsum,
+    written_batched_heads,
+    written_flat_linears,
+    written_parallel,
+    written_post_norm,
+    written_all_tokens,
+    written_max_pooling,
+    written_alibi,
+    written_table_bias,
+    written_relative_bias,
+    written_rotary,
+    written_partial_rotary,
+    written_complex_rotary,
+    written_m_rope,
+    written_grouped_queries,
+    written_repeated_keys,
+    written_sliding_window,
+    written_cosine_scores,
+    written_softmax,
+    written_convolution,
+    written_hourglass,
+    written_two_streams,
+    written_experts,
+    torch_attention,
+    torch_transformer,
+    written_reader,
+    written_scan,
+    written_windows,
+    written_windows_between,
+    torch_tokens_first,
+    written_unbatched,
+    written_class_token,
+)

@@ -1,0 +1,343 @@
+"""Vision transformers of `transformers`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tests.models.zoo.common import HEADS, LAYERS, TEXT, VISION, Example, pictures, ready, words
+
+
+def vit() -> Example:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    model = ViTForImageClassification(ViTConfig(**VISION, num_labels=5))
+    return ready(model), {"pixel_values": pictures()}
+
+
+def deit() -> Example:
+    from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
+
+    model = DeiTForImageClassificationWithTeacher(DeiTConfig(**VISION, num_labels=5))
+    return ready(model), {"pixel_values": pictures()}
+
+
+def dinov2() -> Example:
+    from transformers import Dinov2Config, Dinov2Model
+
+    model = Dinov2Model(Dinov2Config(**VISION, mlp_ratio=2))
+    return ready(model), {"pixel_values": pictures()}
+
+
+def beit_pooled() -> Example:
+    from transformers import BeitConfig, BeitForImageClassification
+
+    config = BeitConfig(**VISION, num_labels=5, use_mean_pooling=True)
+    config.use_shared_relative_position_bias = True
+    return ready(BeitForImageClassification(config)), {"pixel_values": pictures()}
+
+
+def clip_vision() -> Example:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    model = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION, projection_dim=24))
+    return ready(model), {"pixel_values": pictures()}
+
+
+def siglip() -> Example:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    return ready(SiglipVisionModel(SiglipVisionConfig(**VISION))), {"pixel_values": pictures()}
+
+
+def vision_model(model: type, config: type, **extra: Any) -> Example:
+    """A vision transformer in the common sizes."""
+    return ready(model(config(**{**VISION, **extra}))), {"pixel_values": pictures()}
+
+
+def vit_features() -> Example:
+    from transformers import ViTConfig, ViTModel
+
+    return vision_model(ViTModel, ViTConfig)
+
+
+def dinov2_registers() -> Example:
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageClassification
+
+    extra = {"mlp_ratio": 2, "num_register_tokens": 3, "num_labels": 5}
+    return vision_model(
+        Dinov2WithRegistersForImageClassification, Dinov2WithRegistersConfig, **extra
+    )
+
+
+def dinov3() -> Example:
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    return vision_model(DINOv3ViTModel, DINOv3ViTConfig, num_register_tokens=2)
+
+
+def beit() -> Example:
+    from transformers import BeitConfig, BeitModel
+
+    return vision_model(BeitModel, BeitConfig, use_relative_position_bias=True)
+
+
+def data2vec_vision() -> Example:
+    from transformers import Data2VecVisionConfig, Data2VecVisionModel
+
+    return vision_model(Data2VecVisionModel, Data2VecVisionConfig)
+
+
+def vit_mae_encoder() -> Example:
+    from transformers import ViTMAEConfig, ViTMAEModel
+
+    model, call = vision_model(ViTMAEModel, ViTMAEConfig, mask_ratio=0.0)
+    noise = torch.rand(2, 25, dtype=torch.float64)
+    return model, {**call, "noise": noise}
+
+
+def vit_msn() -> Example:
+    from transformers import ViTMSNConfig, ViTMSNForImageClassification
+
+    return vision_model(ViTMSNForImageClassification, ViTMSNConfig, num_labels=5)
+
+
+def ijepa() -> Example:
+    from transformers import IJepaConfig, IJepaForImageClassification
+
+    return vision_model(IJepaForImageClassification, IJepaConfig, num_labels=5)
+
+
+def yolos() -> Example:
+    from transformers import YolosConfig, YolosModel
+
+    extra = {"image_size": [20, 20], "num_detection_tokens": 3}
+    return vision_model(YolosModel, YolosConfig, **extra)
+
+
+def blip_vision() -> Example:
+    from transformers import BlipVisionConfig, BlipVisionModel
+
+    return vision_model(BlipVisionModel, BlipVisionConfig)
+
+
+def siglip2_like_text() -> Example:
+    from transformers import SiglipTextConfig, SiglipTextModel
+
+    config = SiglipTextConfig(**TEXT)
+    return ready(SiglipTextModel(config)), {"input_ids": words()}
+
+
+def swin() -> Example:
+    from transformers import SwinConfig, SwinModel
+
+    config = SwinConfig(
+        image_size=16,
+        patch_size=2,
+        embed_dim=16,
+        depths=[2, 2],
+        num_heads=[2, 4],
+        window_size=4,
+    )
+    return ready(SwinModel(config)), {"pixel_values": pictures(size=16)}
+
+
+def swinv2() -> Example:
+    from transformers import Swinv2Config, Swinv2Model
+
+    config = Swinv2Config(
+        image_size=16,
+        patch_size=2,
+        embed_dim=16,
+        depths=[2, 2],
+        num_heads=[2, 4],
+        window_size=4,
+    )
+    return ready(Swinv2Model(config)), {"pixel_values": pictures(size=16)}
+
+
+def pvt() -> Example:
+    from transformers import PvtConfig, PvtForImageClassification
+
+    config = PvtConfig(
+        image_size=32,
+        depths=[1, 1],
+        hidden_sizes=[16, 32],
+        num_encoder_blocks=2,
+        sequence_reduction_ratios=[2, 1],
+        num_attention_heads=[2, 4],
+        patch_sizes=[4, 2],
+        strides=[4, 2],
+        mlp_ratios=[2, 2],
+        num_labels=5,
+    )
+    return ready(PvtForImageClassification(config)), {"pixel_values": pictures(size=32)}
+
+
+def segformer() -> Example:
+    from transformers import SegformerConfig, SegformerForImageClassification
+
+    config = SegformerConfig(
+        num_encoder_blocks=2,
+        depths=[1, 1],
+        sr_ratios=[2, 1],
+        hidden_sizes=[16, 32],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        num_attention_heads=[2, 4],
+        mlp_ratios=[2, 2],
+        num_labels=5,
+    )
+    return ready(SegformerForImageClassification(config)), {"pixel_values": pictures(size=32)}
+
+
+def convnext() -> Example:
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+
+    config = ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, num_labels=5)
+    return ready(ConvNextForImageClassification(config)), {"pixel_values": pictures(size=32)}
+
+
+def audio_spectrogram() -> Example:
+    from transformers import ASTConfig, ASTForAudioClassification
+
+    sizes = {name: value for name, value in VISION.items() if name != "image_size"}
+    config = ASTConfig(**sizes, max_length=24, num_mel_bins=16, num_labels=5)
+    sound = torch.randn(2, 24, 16, dtype=torch.float64)
+    return ready(ASTForAudioClassification(config)), {"input_values": sound}
+
+
+def wav2vec2() -> Example:
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    sizes = {name: TEXT[name] for name in ("hidden_size", "intermediate_size")}
+    config = Wav2Vec2Config(
+        **sizes,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        conv_dim=[16, 16],
+        conv_stride=[5, 2],
+        conv_kernel=[10, 3],
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    sound = torch.randn(2, 400, dtype=torch.float64)
+    return ready(Wav2Vec2Model(config)), {"input_values": sound}
+
+
+def hubert() -> Example:
+    from transformers import HubertConfig, HubertModel
+
+    sizes = {name: TEXT[name] for name in ("hidden_size", "intermediate_size")}
+    config = HubertConfig(
+        **sizes,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        conv_dim=[16, 16],
+        conv_stride=[5, 2],
+        conv_kernel=[10, 3],
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    sound = torch.randn(2, 400, dtype=torch.float64)
+    return ready(HubertModel(config)), {"input_values": sound}
+
+
+def videomae() -> Example:
+    from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+    extra = {"num_frames": 4, "tubelet_size": 2, "num_labels": 5}
+    config = VideoMAEConfig(**VISION, **extra)
+    film = torch.randn(2, 4, 3, 20, 20, dtype=torch.float64)
+    return ready(VideoMAEForVideoClassification(config)), {"pixel_values": film}
+
+
+def vivit() -> Example:
+    from transformers import VivitConfig, VivitForVideoClassification
+
+    sizes = {name: value for name, value in VISION.items() if name != "patch_size"}
+    config = VivitConfig(**sizes, num_frames=4, tubelet_size=[2, 4, 4], num_labels=5)
+    film = torch.randn(2, 4, 3, 20, 20, dtype=torch.float64)
+    return ready(VivitForVideoClassification(config)), {"pixel_values": film}
+
+
+def clip() -> Example:
+    from transformers import CLIPConfig, CLIPModel
+
+    config = CLIPConfig(
+        text_config={**TEXT, "eos_token_id": 2, "bos_token_id": 1, "projection_dim": 24},
+        vision_config={**VISION, "projection_dim": 24},
+        projection_dim=24,
+    )
+    ids = words()
+    ids[0, 12] = ids[1, 17] = 2
+    return ready(CLIPModel(config)), {"input_ids": ids, "pixel_values": pictures()}
+
+
+def vilt() -> Example:
+    from transformers import ViltConfig, ViltModel
+
+    config = ViltConfig(**{**TEXT, **VISION}, modality_type_vocab_size=2, max_image_length=-1)
+    return ready(ViltModel(config)), {"input_ids": words(), "pixel_values": pictures()}
+
+
+def depth_anything_backbone() -> Example:
+    from transformers import Dinov2Backbone, Dinov2Config
+
+    config = Dinov2Config(**VISION, mlp_ratio=2, out_indices=[1, 3], reshape_hidden_states=True)
+    return ready(Dinov2Backbone(config)), {"pixel_values": pictures()}
+
+
+def levit() -> Example:
+    from transformers import LevitConfig, LevitForImageClassification
+
+    config = LevitConfig(
+        image_size=64,
+        hidden_sizes=[16, 32],
+        depths=[1, 1],
+        num_attention_heads=[2, 4],
+        key_dim=[8, 8],
+        mlp_ratio=[2, 2],
+        attention_ratio=[2, 2],
+        down_ops=[["Subsample", 8, 2, 2, 2, 2], [""]],
+        num_labels=5,
+    )
+    return ready(LevitForImageClassification(config)), {"pixel_values": pictures(size=64)}
+
+
+FAMILIES = (
+    vit,
+    deit,
+    dinov2,
+    beit_pooled,
+    clip_vision,
+    siglip,
+    vit_features,
+    dinov2_registers,
+    dinov3,
+    beit,
+    data2vec_vision,
+    vit_mae_encoder,
+    vit_msn,
+    ijepa,
+    yolos,
+    blip_vision,
+    siglip2_like_text,
+    swin,
+    swinv2,
+    pvt,
+    segformer,
+    convnext,
+    audio_spectrogram,
+    wav2vec2,
+    hubert,
+    videomae,
+    vivit,
+    clip,
+    vilt,
+    depth_anything_backbone,
+    levit,
+)

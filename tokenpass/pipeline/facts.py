@@ -1,0 +1,91 @@
+"""What a plan's reference is told of a graph: names and numbers of the analysis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+from tokenpass.errors import InternalError
+from tokenpass.graph.regions import AttentionRegion
+from tokenpass.graph.sites import Site, Stream, batch_place
+from tokenpass.graph.view import View
+from tokenpass.reference.facts import FUSED, AttentionFacts, GraphFacts, SiteFacts, StreamFacts
+
+
+def facts_of(view: View) -> GraphFacts:
+    """The names and numbers that the reference is told."""
+    attentions = {
+        node: fused_facts(node, view)
+        for node in view.module.graph.nodes
+        if node.op == "call_function" and node.target is FUSED
+    }
+    attentions |= {r.node: written_facts(r, view) for r in view.regions if r.probabilities}
+    streams = tuple(stream_facts(stream, view) for stream in view.streams)
+    sites = {
+        site.name: site_facts(site, stream, at, attentions[site.region.node])
+        for at, stream in enumerate(view.streams)
+        for site in stream.sites
+    }
+    return GraphFacts(streams, tuple(attentions.values()), sites)
+
+
+def stream_facts(stream: Stream, view: View) -> StreamFacts:
+    """One stream."""
+    places = {n.name: batch_place(n, stream.axis, view.labels) for n in stream.chain}
+    positions = sorted(stream.protected.positions, key=str)
+    return StreamFacts(
+        any(region.causal for region in stream.regions),
+        tuple(p.at.name if isinstance(p.at, Node) else p.at for p in positions),
+        {name: place and place[:2] for name, place in places.items()},
+    )
+
+
+def stream_of(node: Node, view: View, dim: int) -> int | None:
+    """The stream whose tokens a dimension counts."""
+    counted = [factor.axis.root for factor in view.labels[node][dim]]
+    return next((at for at, s in enumerate(view.streams) if s.axis.root in counted), None)
+
+
+def fused_facts(node: Node, view: View) -> AttentionFacts:
+    """A call of fused attention."""
+    names = ("query", "key", "value", "attn_mask")
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    query, key, mask = given["query"], given["key"], given.get("attn_mask")
+    return AttentionFacts(
+        node.name,
+        query.name,
+        key.name,
+        stream_of(query, view, -2),
+        stream_of(key, view, -2),
+        scale=given.get("scale"),
+        masks=((mask.name, False),) if isinstance(mask, Node) else (),
+    )
+
+
+def written_facts(region: AttentionRegion, view: View) -> AttentionFacts:
+    """A hand-written attention."""
+    softmax = region.probabilities
+    if softmax is None:
+        raise InternalError(f"{region.node.name} is no hand-written attention")
+    return AttentionFacts(
+        region.node.name,
+        region.query.name,
+        region.key.name,
+        stream_of(softmax, view, -2),
+        stream_of(softmax, view, -1),
+        softmax.name,
+        region.key_transposed,
+        region.scale,
+        tuple((mask.name, hides) for mask, hides in region.masks),
+    )
+
+
+def site_facts(site: Site, stream: Stream, at: int, attention: AttentionFacts) -> SiteFacts:
+    """One site; `end` has the same rank among the last layer's values as the site in its own."""
+    order = {node: place for place, node in enumerate(site.node.graph.nodes)}
+    kind = [node for node in stream.chain if node.target is site.node.target]
+    rank = sum(order[site.region.node] < order[n] <= order[site.node] for n in kind)
+    behind = [n for n in kind if order[n] > order[stream.regions[-1].node]]
+    end = behind[min(rank, len(behind)) - 1].name if behind else ""
+    return SiteFacts(site.node.name, at, site.token_dim, site.batch_dim, attention, end)
