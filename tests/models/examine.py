@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.models.harness import Graph, capture_calls, made, relative
-from tokenpass.edits import Rejection
+from tokenpass.capture.dynamo import CaptureRefused
 from tokenpass.options import read_options
 from tokenpass.passes import PASSES
 from tokenpass.passes.base import ExactPass
@@ -50,7 +50,13 @@ class Row:
 def examine(name: str, make: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> Row:
     """Capture a family's call and plan every graph of it at budgets 1.0 and 0.5."""
     model, call = made(make)
-    graphs, whole = captured(model, call)
+    try:
+        graphs, whole = captured(model, call)
+    except torch._dynamo.exc.BackendCompilerFailed as failed:
+        refused = failed.inner_exception
+        if not isinstance(refused, CaptureRefused):
+            raise
+        return Row(name, 1, True, 0, 0, (), (), 1.0, 0.0, None, (refused.rejection.code,))
     exact = [planned(graph, budget=1.0) for graph in graphs]
     half = [planned(graph, **HALF) for graph in graphs]
     errors = [reference_error(g, p) for g, p in zip(graphs, half, strict=True) if lossy(p)]
@@ -66,7 +72,7 @@ def examine(name: str, make: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> 
         1.0 if largest is None else largest.plan.share,
         max((exact_error(g, p) for g, p in zip(graphs, exact, strict=True)), default=0.0),
         max(errors, default=None),
-        codes_of([r for p in half for r in p.plan.rejections]),
+        codes_of(half),
     )
 
 
@@ -111,6 +117,8 @@ def names_of(plans: Sequence[Planned], exact: bool) -> tuple[str, ...]:
     return tuple(f"{count} {name}" for name, count in sorted(counted.items()))
 
 
-def codes_of(rejections: Sequence[Rejection]) -> tuple[str, ...]:
-    """Codes of rejections, each once."""
-    return tuple(sorted({rejection.code for rejection in rejections}))
+def codes_of(plans: Sequence[Planned]) -> tuple[str, ...]:
+    """Codes of rejections, each once, and whether the planner found that nothing pays."""
+    codes = {rejection.code for p in plans for rejection in p.plan.rejections}
+    declined = any(note.startswith("no lossy plan") for p in plans for note in p.plan.notes)
+    return tuple(sorted(codes | ({"declined"} if declined else set())))

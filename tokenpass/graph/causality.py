@@ -22,7 +22,7 @@ from torch.fx import Node
 from torch.utils._python_dispatch import _disable_current_modes
 
 from tokenpass.graph.labels import Labels
-from tokenpass.tracing import fake_value
+from tokenpass.tracing import fake_value, is_float
 
 aten = torch.ops.aten
 
@@ -185,10 +185,19 @@ def learnt(mask: Node) -> bool:
     fake = fake_value(mask)
     if not isinstance(fake, torch.Tensor) or not fake.is_floating_point():
         return False
-    made = ancestors(mask)
-    content = [n for n in made if n.target in CONTENT]
-    behind = [n for n in made if any(source in ancestors(n) for source in content)]
-    return bool(content) and not any(n.target in CONDITIONS for n in behind)
+    seen, queue, content = {mask}, [mask], False
+    while queue:
+        node = queue.pop()
+        if node.target in CONTENT:
+            content = True
+        elif node.target in CONDITIONS:
+            return False
+        else:
+            floats = [source for source in node.all_input_nodes if is_float(source)]
+            new = [source for source in floats if source not in seen]  # indices hide nothing
+            seen.update(new)
+            queue += new
+    return content
 
 
 def hidden(mask: torch.Tensor, hides: bool) -> torch.Tensor:

@@ -73,8 +73,55 @@ SMALL_SET: tuple[str, ...] = (
 )
 """Families that reach every rule and region between them: these run in the default test run."""
 
-DENSE: dict[str, str] = {}
-"""Families that are left dense, with the code that says why."""
+DENSE: dict[str, str] = {
+    # later tokens must not move what earlier ones give, and all of it is read
+    "causal_stream": "causal_leak",
+    "clip_text": "causal_leak",
+    "led": "causal_leak",
+    "llama_all_logits": "causal_leak",
+    "llama_classifier": "causal_leak",
+    "llama_cached": "cache_keeps_length",
+    # tokens attend within windows, or to a shorter copy of themselves
+    "funnel": "no_site",
+    "pvt": "nothing_behind",
+    "segformer": "no_token_stream",
+    "swin": "no_token_stream",
+    "swinv2": "no_token_stream",
+    "written_windows": "no_site",
+    # attention over two streams laid end to end, or over a picture's pixels between convolutions
+    "flux": "level_out_of_range",
+    "sd3": "no_token_stream",
+    "unet": "no_token_stream",
+    "levit": "no_chain",
+    # several values together separate the input from the output, and no single one
+    "written_two_streams": "declined",
+    # tokens are a spatial dimension of grouped convolutions
+    "squeezebert": "no_token_stream",
+    # no attention, or none that is recognised
+    "convnext": "no_token_stream",
+    "fnet": "no_token_stream",
+    "mamba": "functorch_region",
+    "mamba2": "no_token_stream",
+    "rwkv": "no_token_stream",
+    "written_softmax": "no_token_stream",
+}
+"""Families that are left dense, with the code that says why (`declined`: the planner's note)."""
 
-TOLERANCE: dict[str, float] = {"gemma2": 1e-5, "llama_eager": 1e-6, "gptj": 1e-8, "codegen": 1e-8}
-"""Families that compute a part in float32 whatever the dtype."""
+TOLERANCE: dict[str, float] = {
+    # parts are computed in float32 whatever the dtype
+    "codegen": 1e-8,
+    "eurobert": 1e-6,
+    "gemma2": 1e-6,
+    "gpt_neo": 1e-8,
+    "gptj": 1e-8,
+    "llama_eager": 1e-6,
+    "mpt": 1e-6,
+    # a rule inside an attention needs all tokens: there every member of a group looks from its own
+    # position, where the reference lets it look from its representative's
+    "bloom": 0.05,
+    "convbert": 1e-3,
+    "deberta_v2": 1e-2,
+    "dinov3": 1e-2,
+    "xlnet": 1e-2,
+}
+"""Largest relative distance to dense (budget 1.0) and to the reference, where not 1e-9."""
