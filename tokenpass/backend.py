@@ -25,11 +25,11 @@ from tokenpass.graph.view import analyse, fingerprint
 from tokenpass.lower.eager import lower_eager
 from tokenpass.lower.inductor import inductor_patches, lower_inductor
 from tokenpass.lower.kernels import installed_kernels
-from tokenpass.lower.verify import Promise, verified
 from tokenpass.options import read_options
 from tokenpass.pipeline import Planned, make_plan, report_of
+from tokenpass.pipeline.checked import checked
+from tokenpass.pipeline.fuel import first_edits, fuel_left
 from tokenpass.report import LOG, GraphReport, details, text
-from tokenpass.tracing import output_nodes
 
 log = logging.getLogger("tokenpass")
 
@@ -63,14 +63,12 @@ def compile_graph(
     """Capture, analyse, plan, rewrite, lower."""
     made = plan_graph(module, example_inputs, config)
     record(made.report)
-    if made.planned is None or made.planned.module is None:
+    if made.planned is None or made.captured is None or made.planned.module is None:
         return lower(module, example_inputs, config)
     edited = lower(made.planned.module, example_inputs, config)
     if config.verify == "never":
         return edited
-    dense = made.planned.view.module
-    told = promise(made.planned, config)
-    return verified(edited, dense, told, how=config.verify, on_failure=config.on_failure)
+    return checked(edited, made.planned, made.captured, config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +77,7 @@ class Made:
 
     report: GraphReport
     planned: Planned | None = None
+    captured: Captured | None = None
 
 
 def plan_graph(module: GraphModule, example_inputs: Sequence[Any], config: Config) -> Made:
@@ -95,9 +94,12 @@ def plan_graph(module: GraphModule, example_inputs: Sequence[Any], config: Confi
         mark = fingerprint(captured.module)
         plan = Plan(mark, budget=config.budget or 1.0, rejections=(training,))
         return Made(GraphReport("dense", plan))
+    fuel = fuel_left()
     planned = make_plan(view, captured, config)
+    if fuel is not None:
+        planned = first_edits(planned, captured, config, fuel)
     report = report_of(planned, time.perf_counter() - start)
-    return Made(replace(report, goal=goal(config)), planned)
+    return Made(replace(report, goal=goal(config)), planned, captured)
 
 
 def goal(config: Config) -> str:
@@ -110,20 +112,6 @@ def goal(config: Config) -> str:
         if value is not None
     ]
     return " and ".join(parts)
-
-
-def promise(planned: Planned, config: Config) -> Promise:
-    """What the edited graph's outputs must be like."""
-    view, plan = planned.view, planned.plan
-    outputs = output_nodes(view.module)
-    short = view.caches if config.shorter_cache else frozenset()
-    return Promise(
-        plan.fingerprint,
-        planned.exact,
-        plan.error,
-        outputs.index(view.main) if view.main in outputs else None,
-        frozenset(at for at, node in enumerate(outputs) if node in short),
-    )
 
 
 def lower(module: GraphModule, example_inputs: Sequence[Any], config: Config) -> Callable[..., Any]:

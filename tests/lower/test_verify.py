@@ -191,3 +191,37 @@ def test_an_edit_that_is_not_exact_is_caught(monkeypatch: pytest.MonkeyPatch) ->
     options: dict[str, Any] = {"objective": "flops", "verify": "first", "on_failure": "raise"}
     with torch.no_grad(), pytest.raises(InternalError, match="only exact edits were made"):
         torch.compile(Reader().eval(), backend=backend, options=options)(torch.randn(2, 64, 32))
+
+
+def test_a_lossy_plan_is_held_against_its_reference() -> None:
+    x = torch.tensor([1.0, 2.0, 3.0])
+
+    def planned(inputs: Any) -> tuple[Tensor, ...]:
+        return inputs[0] * 2.5, inputs[0] + 1
+
+    def near(x: Tensor) -> tuple[Tensor, ...]:
+        return x * 2.51, x + 1  # within a quarter of what the plan itself loses
+
+    def far(x: Tensor) -> tuple[Tensor, ...]:
+        return x * 2.2, x + 1
+
+    def held(compiled: Any) -> Any:
+        module = dense_graph()
+        return verified(
+            compiled, module, LOSSY, how="always", on_failure="raise", reference=planned
+        )
+
+    assert torch.equal(held(near)(x)[0], x * 2.51)
+    with pytest.raises(InternalError, match="from the plan's reference"):
+        held(far)(x)
+
+
+def test_a_reference_that_cannot_run_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(inputs: Any) -> Any:
+        raise NotImplementedError("no such pass")
+
+    module = dense_graph()
+    run = verified(slightly_wrong, module, LOSSY, how="first", on_failure="raise", reference=broken)
+    with caplog.at_level(logging.WARNING, logger="tokenpass.verify"):
+        run(torch.ones(3))
+    assert "NotImplementedError: no such pass" in caplog.text

@@ -1,7 +1,8 @@
 """Verification at run time: the dense graph runs beside the compiled one, and outputs are compared.
 
 Exact plans must give what dense gives, up to the rounding of reordered sums; lossy ones the same
-shapes and dtypes, and finite values where dense has them. Their error is measured and logged.
+shapes and dtypes, finite values where dense has them, and what the slow reference of their plan
+gives. Their error is measured and logged.
 """
 
 from __future__ import annotations
@@ -24,6 +25,19 @@ log = logging.getLogger("tokenpass.verify")
 
 # Relative L2 distance that reordered sums may make: some hundred units in the last place.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+NEAR_TIES = 0.25
+"""Share of a plan's own loss by which it may differ from its reference.
+
+Where two pairs of tokens are nearly as similar, rounding decides which one merges, and a rule that
+needs all tokens inside a block takes means at another place than the reference. A wrong axis, mask
+or size is as large as the loss itself.
+"""
+
+COMPARED = (torch.float32, torch.float64)
+"""In narrower types near ties are the rule: a plan's outputs are compared with dense alone."""
+
+Run = Callable[[Sequence[Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -49,8 +63,13 @@ def verified(
     *,
     how: Literal["first", "always"],
     on_failure: Literal["fallback", "raise"],
+    reference: Run | None = None,
+    blame: Callable[[Sequence[Any]], str] | None = None,
 ) -> Callable[..., Any]:
     """`compiled`, compared with the dense graph on its first call or on each.
+
+    `reference` gives a lossy plan's outputs at full length; it too gets inputs of its own. `blame`
+    says more about a defect, from the inputs that showed it.
 
     A defect raises `InternalError`; with `on_failure: fallback` it warns once instead, and this
     call and all later ones give dense's outputs (run eagerly).
@@ -69,13 +88,15 @@ def verified(
             return compiled(*inputs)
         with torch.no_grad():
             expected = run_dense(dense, [separate(value) for value in inputs])
-        kept = [separate(value) for value in inputs] if on_failure == "fallback" else []
+            planned = None if promise.exact else reference_outputs(reference, inputs)
+        kept = [separate(value) for value in inputs]
         found = compiled(*inputs)
         state["checked"] = True
-        problem = compare(tree_leaves(found), tree_leaves(expected), promise, random)
+        problem = compare(tree_leaves(found), tree_leaves(expected), promise, random, planned)
         if problem is None:
             return found
-        message = f"verify: graph {promise.name}: {problem}"
+        more = "" if blame is None else blame(kept)
+        message = f"verify: graph {promise.name}: {problem}{more}"
         if on_failure == "raise":
             raise InternalError(message)
         warnings.warn(
@@ -90,6 +111,17 @@ def verified(
 def run_dense(dense: GraphModule, inputs: Sequence[Any]) -> Any:
     """The captured graph, operator by operator."""
     return Interpreter(dense).run(*inputs)
+
+
+def reference_outputs(reference: Run | None, inputs: Sequence[Any]) -> list[Any] | None:
+    """What the plan's reference gives; None (and a line in the log) where it cannot run."""
+    if reference is None:
+        return None
+    try:
+        return tree_leaves(reference([separate(value) for value in inputs]))
+    except Exception as cause:  # a slow interpreter must not stop a call that is right
+        log.warning("the plan's reference could not run: %s: %s", type(cause).__name__, cause)
+        return None
 
 
 def separate(value: Any) -> Any:
@@ -118,7 +150,11 @@ def draws(node: Node) -> bool:
 
 
 def compare(
-    found: Sequence[Any], expected: Sequence[Any], promise: Promise, random: bool
+    found: Sequence[Any],
+    expected: Sequence[Any],
+    promise: Promise,
+    random: bool,
+    planned: Sequence[Any] | None = None,
 ) -> str | None:
     """What is wrong with a graph's outputs; None if nothing is."""
     if len(found) != len(expected):
@@ -135,7 +171,7 @@ def compare(
         return None
     if not promise.exact:
         tell_error(found, expected, promise)
-        return None
+        return None if planned is None else beside_reference(found, expected, promise, planned)
     for at, (one, other) in enumerate(zip(found, expected, strict=True)):
         if isinstance(other, torch.Tensor) and at not in promise.may_shrink:
             error, allowed = distance(one, other), TOLERANCE.get(other.dtype, 0.0)
@@ -144,6 +180,25 @@ def compare(
                     f"output {at} is {error:.3g} from dense (relative L2) where only exact edits "
                     f"were made, which allows {allowed:.1g}"
                 )
+    return None
+
+
+def beside_reference(
+    found: Sequence[Any], expected: Sequence[Any], promise: Promise, planned: Sequence[Any]
+) -> str | None:
+    """What is wrong with a lossy plan's outputs beside those of its reference; None if nothing."""
+    for at, (one, other, plan) in enumerate(zip(found, expected, planned, strict=True)):
+        if not isinstance(other, torch.Tensor) or at in promise.may_shrink:
+            continue
+        if other.dtype not in COMPARED:
+            continue
+        error, loss = distance(one, plan), distance(plan, other)
+        allowed = TOLERANCE[other.dtype] + NEAR_TIES * loss
+        if error > allowed:
+            return (
+                f"output {at} is {error:.3g} from the plan's reference (relative L2), which itself "
+                f"is {loss:.3g} from dense and allows {allowed:.2g}"
+            )
     return None
 
 
