@@ -245,20 +245,35 @@ def key_padding(signals: SiteSignals, mask: Node, hides: bool) -> torch.Tensor |
     None if it does not say anything about keys.
     """
     value, label = signals.replay.value_of(mask), signals.replay.view.labels[mask]
-    keys = find_axis(label, signals.site.region.key_axis)
-    if value.dim() < 2 or keys is None or len(label[keys[0]]) > 1:
+    if value.dim() < 2 or len(label[-1]) != 1:  # [.., queries, keys]
         return None
     if value.dtype != torch.bool:
         value, hides = value > HIDDEN, False
-    apart, at = ~value if hides else value, keys[0]
-    samples = None if signals.site.batch is None else find_axis(label, signals.site.batch)
+    apart, at = ~value if hides else value, value.dim() - 1
+    samples = samples_of_mask(signals, value)
     if samples is not None:  # samples may share their dimension with heads
-        sizes = [signals.replay.shape(((factor,),))[0] for factor in label[samples[0]]]
-        apart = apart.unflatten(samples[0], sizes)
-        at += len(sizes) - 1 if samples[0] < at else 0
+        dim, _, sizes = samples
+        apart = apart.unflatten(dim, sizes)
+        at += len(sizes) - 1
     kept = {at} if samples is None else {at, samples[0] + samples[1]}
     others = [dim for dim in range(apart.dim()) if dim not in kept]
     rows = apart.any(others) if others else apart
     if samples is None:
         return ~rows[None]
-    return ~(rows if samples[0] < keys[0] else rows.transpose(0, 1))
+    return ~rows
+
+
+def samples_of_mask(signals: SiteSignals, mask: torch.Tensor) -> tuple[int, int, list[Any]] | None:
+    """(dimension, place in it, sizes of its factors) of the samples in a mask; None if shared.
+
+    They stand where the queries' samples stand, counted from the last dimension.
+    """
+    label = signals.replay.view.labels[signals.site.region.query]
+    place = None if signals.site.batch is None else find_axis(label, signals.site.batch)
+    if place is None:
+        return None
+    dim = mask.dim() + place[0] - len(label)
+    if dim < 0 or is_one(mask.shape[dim]):
+        return None
+    sizes = [signals.replay.shape(((factor,),))[0] for factor in label[place[0]]]
+    return dim, place[1], sizes
