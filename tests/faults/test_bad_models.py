@@ -172,7 +172,7 @@ def test_hardly_any_tokens(shape: tuple[int, ...], name: str) -> None:
             assert torch.equal(one.nan_to_num(), dense.nan_to_num())
 
 
-@pytest.mark.parametrize("tokens", [5, 8, 12, 16])
+@pytest.mark.parametrize("tokens", [5, 8, pytest.param(12, marks=pytest.mark.slow), 16])
 def test_few_tokens_and_many_layers(tokens: int) -> None:
     """Each of five sites is priced with counts of its own, as far as there are so many."""
     model, x = ready(Plain(6), 1.5), torch.randn(2, tokens, 16, dtype=torch.float64)
@@ -197,7 +197,9 @@ def with_nan_token(model: nn.Module, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("spoil", [with_nan_weight, with_infinite_weight, with_nan_token])
-@pytest.mark.parametrize("name", ["token_merge", "token_prune"])
+@pytest.mark.parametrize(
+    "name", ["token_merge", pytest.param("token_prune", marks=pytest.mark.slow)]
+)
 def test_nan_stays_nan(spoil: Callable[..., None], name: str, x: Tensor) -> None:
     model = ready(Tiny(2), 1.5)
     spoil(model, x)
@@ -229,13 +231,21 @@ def test_layers_that_are_no_layers(x: Tensor, layers: Any) -> None:
         run(ready(Tiny()), x, passes=[{"token_merge": {"layers": layers}}])
 
 
+@pytest.fixture(scope="module")
+def planned() -> tuple[nn.Module, str]:
+    """A model, and the text of its plan."""
+    torch.manual_seed(0)
+    model = ready(Tiny(1), 1.5)
+    run(model, torch.randn(2, 24, 16, dtype=torch.float64), passes=["token_merge"])
+    return model, last_reports()[-1].plan_yaml
+
+
 @pytest.fixture
-def plan(x: Tensor, tmp_path: Path) -> tuple[nn.Module, Path]:
-    """A model, and the file of its plan."""
-    model, path = ready(Tiny(2), 1.5), tmp_path / "plan.yaml"
-    run(model, x, passes=["token_merge"])
-    path.write_text(last_reports()[-1].plan_yaml, encoding="utf-8")
-    return model, path
+def plan(planned: tuple[nn.Module, str], tmp_path: Path) -> tuple[nn.Module, Path]:
+    """The model, and a file of its plan to spoil."""
+    path = tmp_path / "plan.yaml"
+    path.write_text(planned[1], encoding="utf-8")
+    return planned[0], path
 
 
 @pytest.mark.parametrize(
@@ -260,7 +270,9 @@ def test_a_plan_that_does_not_fit(
     text = path.read_text(encoding="utf-8")
     if new.endswith("#"):  # the rest of the line goes with the comment
         text = "\n".join(
-            line.partition("level: ")[0] + new.removesuffix(" #") + "}" if "level: " in line else line
+            line.partition("level: ")[0] + new.removesuffix(" #") + "}"
+            if "level: " in line
+            else line
             for line in text.splitlines()
         )
     else:
