@@ -64,11 +64,11 @@ def store(operator: str, source: str) -> Path:
     A file under that name with another content (cut short, edited by hand) is replaced.
     """
     path = cache_folder() / f"{operator}_{source_hash(source)}.py"
-    if not path.is_symlink() and path.is_file() and path.read_text() == source:
+    if not path.is_symlink() and path.is_file() and path.read_bytes() == source.encode():
         return path
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".py")
     try:
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
             file.write(source)
         Path(temporary).replace(path)
     except BaseException:

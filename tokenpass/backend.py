@@ -62,12 +62,22 @@ def compile_graph(
 ) -> Callable[..., Any]:
     """Capture, analyse, plan, rewrite, lower."""
     made = plan_graph(module, example_inputs, config)
-    record(made.report)
+    run = lower_made(made, module, example_inputs, config)
+    record(made.report)  # only now: a graph that could not be lowered is no edited one
+    return run
+
+
+def lower_made(
+    made: Made, module: GraphModule, example_inputs: Sequence[Any], config: Config
+) -> Callable[..., Any]:
+    """The edited graph lowered, with its verification around it; the user's own if none is.
+
+    Generated kernels stand ready for the operators that edits bring in.
+    """
     if made.planned is None or made.captured is None or made.planned.module is None:
         return lower(module, example_inputs, config)
+    installed_kernels()
     edited = lower(made.planned.module, example_inputs, config)
-    if config.verify == "never":
-        return edited
     return checked(edited, made.planned, made.captured, config)
 
 
@@ -115,8 +125,7 @@ def goal(config: Config) -> str:
 
 
 def lower(module: GraphModule, example_inputs: Sequence[Any], config: Config) -> Callable[..., Any]:
-    """The lowering that the options name; generated kernels stand ready for our operators."""
-    installed_kernels()
+    """The lowering that the options name."""
     if config.lowering == "eager":
         return lower_eager(module, example_inputs)
     return lower_inductor(module, example_inputs, inductor_patches(config.inductor))
@@ -139,8 +148,9 @@ def fall_back(
 
 
 def summarised(cause: Exception) -> str:
-    """An exception on one line."""
-    return f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
+    """An exception on one line: its type, and the first line of its text that says something."""
+    lines = (line.strip() for line in str(cause).splitlines())
+    return f"{type(cause).__name__}: {next(filter(None, lines), '')}"
 
 
 def training_refusal(captured: Captured, config: Config) -> Rejection | None:
@@ -160,10 +170,18 @@ def training_refusal(captured: Captured, config: Config) -> Rejection | None:
 
 
 def record(report: GraphReport) -> None:
-    """Remember a report and tell the log, at debug level with every place and the plan."""
+    """Remember a report and tell the log, at debug level with every place and the plan.
+
+    A report that cannot be shown is no reason to lose a graph that runs.
+    """
     LOG.add(report)
-    log.info("%s", text(report))
-    log.debug("%s", details(report))
+    for level, show in ((logging.INFO, text), (logging.DEBUG, details)):
+        if not log.isEnabledFor(level):
+            continue
+        try:
+            log.log(level, "%s", show(report))
+        except Exception:
+            log.exception("the report of a graph cannot be shown")
 
 
 def reset() -> None:

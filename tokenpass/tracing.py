@@ -13,6 +13,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 from torch.utils._pytree import tree_flatten
 
+# `getattr(L['self'], 'odd name')`, the innermost first
+ODD_NAME = re.compile(
+    r"""getattr\(((?:(?!getattr\().)*?),\ (?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")\)""", re.S
+)
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 
 
@@ -57,7 +61,13 @@ def module_path(node: Node) -> str:
 
 
 def clean_path(path: str) -> str:
-    """Dynamo's spelling of a module path as a user would write it."""
+    """Dynamo's spelling of a module path as a user would write it.
+
+    A name that is no word stands there as Python writes it, without its quotes: on one line.
+    """
+    before = ""
+    while before != path:
+        before, path = path, ODD_NAME.sub(r"\1.\2\3", path, count=1)
     path = re.sub(r"^L\['(\w+)'\]\.?|^L__self__\.?", "", path)
     path = re.sub(r"\.?__dict__\['_modules'\]\['(\w+)'\]", r".\1", path)
     path = re.sub(r"\._modules\['(\w+)'\]|\.?__getattr__\('(\w+)'\)", r".\1\2", path)

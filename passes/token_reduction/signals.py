@@ -221,7 +221,8 @@ class SiteSignals:
         moved = opened.value.permute([*lead, *heads, opened.token, *width])
         sizes = [opened.value.shape[d] for d in lead] or [1]
         tokens = moved.shape[len(lead) + len(heads)]
-        return moved.reshape([*sizes, -1, tokens, self.width(label)]), cut
+        count = math.prod(opened.value.shape[d] for d in heads)
+        return moved.reshape([*sizes, count, tokens, self.width(label)]), cut
 
     def width(self, label: Label) -> Any:
         """Entries of the last dimension."""

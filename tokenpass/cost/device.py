@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import platform
+import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -94,23 +95,39 @@ class DeviceProfile(BaseModel):
         return self
 
     def save(self, path: Path) -> None:
-        """Write as YAML, in the order of the fields, making folders as needed."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write as YAML, in the order of the fields, in one step; folders are made private."""
+        make_private(path.parent)
         data = self.model_dump(mode="json", exclude_defaults=True)
-        path.write_text(
-            yaml.safe_dump(
-                {"version": 1, **data}, sort_keys=False, width=100, default_flow_style=None
-            )
+        text = yaml.safe_dump(
+            {"version": 1, **data}, sort_keys=False, width=100, default_flow_style=None
         )
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".yaml")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder and those above it that are missing, for this user alone.
+
+    The kernels' cache lies in the same folder, and is refused where others may write.
+    """
+    if not folder.is_dir():
+        make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def load_profile(path: Path) -> DeviceProfile:
     """Read a profile. Raises ConfigError that lists each wrong key with what was expected."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"device profile {path}: cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # e.g. no UTF-8, no such date
         raise ConfigError(f"device profile {path}: not YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"device profile {path}: expected a mapping, got {type(data).__name__}")
@@ -141,7 +158,7 @@ def cache_folder() -> Path:
     """Where measured profiles live: `TOKENPASS_CACHE_DIR`, else the user's cache directory."""
     chosen = os.environ.get("TOKENPASS_CACHE_DIR")
     if chosen:
-        return Path(chosen)
+        return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokenpass"
 
 
@@ -186,9 +203,9 @@ def find_profile(device: torch.device | str, name_or_path: str | None = None) ->
             f"device_profile: expected a YAML file or one of {', '.join(DEVICES)}, "
             f"got {name_or_path!r}{nearest(name_or_path, DEVICES)}"
         )
-    path = cached_profile_path(device)
-    if path.exists():
-        return load_profile(path)
+    measured = measured_profile(device)
+    if measured is not None:
+        return measured
     profile = shipped_profile(_shipped_name(device))
     log.info(
         "no measured profile of this %s: predictions use the shipped one, %s; "
@@ -196,6 +213,21 @@ def find_profile(device: torch.device | str, name_or_path: str | None = None) ->
         device.type,
         profile.name,
     )
+    return profile
+
+
+def measured_profile(device: torch.device) -> DeviceProfile | None:
+    """What `tokenpass device` measured; None without it, or where its file is damaged (logged)."""
+    path = cached_profile_path(device)
+    if not os.path.lexists(path):
+        return None
+    try:
+        profile = load_profile(path)
+        if profile.fingerprint not in ("", device_fingerprint(device)):
+            raise ConfigError(f"device profile {path}: measured on {profile.fingerprint}")
+    except ConfigError as error:
+        log.warning("%s; run `tokenpass device` to measure anew", error)
+        return None
     return profile
 
 

@@ -16,7 +16,7 @@ from tokenpass.edits import Edit, Plan
 from tokenpass.errors import PlanMismatchError, nearest
 from tokenpass.graph.view import View
 from tokenpass.options import all_passes
-from tokenpass.passes.base import Candidate, LossyPass, PassContext
+from tokenpass.passes.base import Candidate, Level, LossyPass, PassContext
 from tokenpass.pipeline.found import exact_edits
 from tokenpass.pipeline.planned import Planned, carried_out
 from tokenpass.plan.levels import TOKENS, evaluator
@@ -44,11 +44,17 @@ def carry_out_pinned(
     lossy = {item.name: item for item in all_passes() if isinstance(item, LossyPass)}
     exact, edits, _ = exact_edits(view, len(pinned.edits))
     wanted = [e for e in pinned.edits if e.pass_name not in lossy]
-    keep_exact = bool(wanted) and {e.pass_name for e in wanted} <= {e.pass_name for e in edits}
+    keep_exact = bool(wanted)
+    lacking = [e for e in wanted if e.pass_name not in {e.pass_name for e in edits}]
+    if lacking:
+        raise PlanMismatchError(
+            f"{config.origin}: {lacking[0].pass_name}: this graph has nothing that it could do "
+            f"at {lacking[0].site!r}"
+        )
     at: dict[Any, list[Any]] = {}
     for owner, edit in enumerate(e for e in pinned.edits if e.pass_name in lossy):
         candidate = pinned_candidate(view, config, edit, lossy[edit.pass_name])
-        level = evaluator(sympy.parse_expr(edit.level, local_dict={"tokens": TOKENS}))
+        level = pinned_level(config, edit)
         action = lossy[edit.pass_name].action(candidate, level, owner, pinned.seed)
         at.setdefault(candidate.site.node, []).append(action)
     short = view.caches if config.shorter_cache else frozenset()
@@ -61,6 +67,17 @@ def carry_out_pinned(
         return carried_out(unedited, captured, actions, pinned.edits, (), config)
     except ReplayRefused as refused:
         raise PlanMismatchError(f"{config.origin}: {refused.rejection}") from refused
+
+
+def pinned_level(config: Config, edit: Edit) -> Level:
+    """The level of a pinned edit; raises `PlanMismatchError` where it is no finite number."""
+    level = sympy.parse_expr(edit.level, local_dict={"tokens": TOKENS})
+    if level.has(sympy.zoo, sympy.oo, -sympy.oo, sympy.nan):
+        raise PlanMismatchError(
+            f"{config.origin}: {edit.pass_name} at {edit.site!r}: the level {edit.level!r} "
+            "divides by zero"
+        )
+    return evaluator(level)
 
 
 def pinned_candidate(view: View, config: Config, edit: Edit, item: LossyPass) -> Candidate:

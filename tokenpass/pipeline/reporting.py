@@ -71,7 +71,7 @@ def flops_by_node(
 
 def under(site: str, prefix: str) -> bool:
     """Whether a site's module path lies in a layer's."""
-    path = site.split(":")[0]
+    path = site.rsplit(":", 1)[0]
     return path == prefix or path.startswith(prefix + ".")
 
 

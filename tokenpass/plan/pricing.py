@@ -8,6 +8,7 @@ drops the operators that the edit would have added.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,10 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from tokenpass.cost.device import DeviceProfile
 from tokenpass.cost.roofline import GraphCost, Objective, graph_cost
+from tokenpass.edits import Rejection
 from tokenpass.graph.view import View
 from tokenpass.plan.choice import Choice
+from tokenpass.rewrite.restoring import ReplayRefused
 from tokenpass.rewrite.rewriter import Actions, rewrite_at_levels, static_fakes
 
 
@@ -83,14 +86,22 @@ def example_levels(choices: Sequence[Choice]) -> list[int]:
     """Falling, distinct counts that every choice allows, for the symbolic replay.
 
     They differ by more than 1: tracing takes sizes of 0 and 1 for constants, also that of a drop.
+    Raises `ReplayRefused` for a choice that has too few tokens for that.
     """
+    left = Counter(choice.stream for choice in choices)
     incoming: dict[int, int] = {}
     levels, used = [], set()
-    for choice in choices:
+    for owner, choice in enumerate(choices):
         before = incoming.get(choice.stream, choice.tokens)
-        level = max(choice.least(before), before - max(3, before // 16))
-        while level in used and level > choice.least(before):
+        drop = min(max(3, before // 16), max(2, (before - 2) // left[choice.stream]))
+        left[choice.stream] -= 1
+        least = max(choice.least(before), 2)
+        level = max(least, before - drop)
+        while level in used and level > least:
             level -= 1
+        if before - level < 2:
+            because = f"of {before} tokens too few are left to choose among"
+            raise ReplayRefused(Rejection("no_site", choice.site, because), owner)
         used.add(level)
         incoming[choice.stream] = level
         levels.append(level)

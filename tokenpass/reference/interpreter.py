@@ -30,8 +30,8 @@ from tokenpass.reference.attention import (
 )
 from tokenpass.reference.facts import FUSED, AttentionFacts, GraphFacts, SiteFacts
 from tokenpass.reference.groups import Groups, rows, untouched
+from tokenpass.reference.levels import level_count
 
-LEVEL_WORDS = {"floor": math.floor, "ceiling": math.ceil, "Max": max, "Min": min}
 EXACT = frozenset({"dead_tokens"})
 
 
@@ -113,8 +113,7 @@ class Reference(Interpreter):
             self.groups[site.stream] = untouched(
                 flat.shape[0], flat.shape[1], self.padding(site.attention)
             )
-        tokens: dict[str, Any] = {"tokens": flat.shape[1], "Mod": math.fmod, **LEVEL_WORDS}
-        count = int(eval(edit.level, {"__builtins__": {}}, tokens))
+        count = level_count(edit.level, flat.shape[1])
         if edit.pass_name == "token_merge":
             flat = self.merge(edit, site, flat, count)
         elif edit.pass_name == "token_prune":

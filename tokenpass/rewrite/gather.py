@@ -6,6 +6,7 @@ with every factor as a dimension of its own, so that `batch x tokens` in one dim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -136,10 +137,15 @@ def merge(opened: Factored, how: Segment) -> torch.Tensor:
     return opened.close(merge_rows(rows, how).movedim((0, 1), (batch, token)))
 
 
+def one_width(rows: torch.Tensor) -> torch.Tensor:
+    """`[batch, tokens, ..]` as `[batch, tokens, width]`; a batch may be empty, where -1 is not."""
+    return rows.reshape(rows.shape[0], rows.shape[1], math.prod(rows.shape[2:]))
+
+
 def merge_rows(rows: torch.Tensor, how: Segment) -> torch.Tensor:
     """`out[b, s] = sum over i with segment[b, i] = s of weights[b, i] rows[b, i]`."""
     rest = list(rows.shape[2:])
-    flat = rows.reshape(rows.shape[0], rows.shape[1], -1)
+    flat = one_width(rows)
     if is_one(how.segment.shape[0]):  # every sample agrees
         shared = (how.segment, how.weights, how.kept, how.moved)
         how = Segment(*(part.expand(rows.shape[0], -1) for part in shared))
@@ -170,7 +176,7 @@ def combine(opened: Factored, weights: torch.Tensor) -> torch.Tensor:
 
 def combine_rows(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """`out[b, j] = sum_i weights[b, j, i] rows[b, i]`."""
-    out = torch.matmul(weights.to(rows.dtype), rows.reshape(rows.shape[0], rows.shape[1], -1))
+    out = torch.matmul(weights.to(rows.dtype), one_width(rows))
     return out.reshape([rows.shape[0], weights.shape[1], *rows.shape[2:]])
 
 
