@@ -154,7 +154,8 @@ def attempt(stage: str, call: Callable[[], Any]) -> Any:
         return call()
     except Exception as error:
         told = str(error).strip().splitlines() or [""]
-        raise Wrong(stage, f"{type(error).__name__}: {told[0][:300]}") from error
+        message = f"{type(error).__name__}: {told[0][:300]}"
+        raise Wrong(f"{stage} raises", message) from error
 
 
 def compared(stage: str, got: list[Any], expected: list[Any], limit: float) -> None:
