@@ -104,9 +104,7 @@ class Check:
     def exact(self, graph: Graph, dense: list[Any]) -> None:
         """Budget 1.0 changes nothing that can be seen."""
         options = read_options({"budget": 1.0})
-        self.plan = plan = attempt(
-            "exact", lambda: make_plan(graph.view, graph.captured, options)
-        )
+        self.plan = plan = attempt("exact", lambda: make_plan(graph.view, graph.captured, options))
         module = plan.module
         if module is not None:
             compared("exact", attempt("exact", lambda: graph.run(module)), dense, EXACT)
