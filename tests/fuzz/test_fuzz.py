@@ -146,9 +146,17 @@ def test_a_broken_rule_is_found_shrunk_and_shown_again(
 # bundles ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_a_bundle_is_the_graph_that_was_saved(seed: int, tmp_path: Path) -> None:
-    run = Check(recipe(seed))
+BUNDLED = (
+    Recipe(layers=2, batch=2, edits="budget"),
+    Recipe(layers=2, spelling="einsum", pooling="first", position="rotary", edits="row"),
+    Recipe(layers=2, spelling="torch", writes="row", class_token=True, second="tokens"),
+    Recipe(layers=2, causal="flag", convolution=True, pooling="last", tokens_first=True),
+)
+
+
+@pytest.mark.parametrize("made", BUNDLED, ids=lambda made: made.spelling + made.causal)
+def test_a_bundle_is_the_graph_that_was_saved(made: Recipe, tmp_path: Path) -> None:
+    run = Check(made)
     run.everything()
     graph, plan = run.graph, run.plan
     assert graph is not None

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 
-
 from tokenpass import __version__
 from tokenpass.bundle.graph_json import FakeValues, graph_from_json, graph_to_json
 from tokenpass.capture.dynamo import Captured
