@@ -242,23 +242,22 @@ def sum_members(row: torch.Tensor, step: Reduction) -> torch.Tensor:
 def key_padding(signals: SiteSignals, mask: Node, hides: bool) -> torch.Tensor | None:
     """Keys that a mask hides from every query of every head, `[batch or 1, tokens]`.
 
-    None if it does not say anything about keys.
+    None if it does not say anything about keys. They are last: in self-attention the dimension of
+    the queries may have the same axis.
     """
     value, label = signals.replay.value_of(mask), signals.replay.view.labels[mask]
-    keys = find_axis(label, signals.site.region.key_axis)
-    if value.dim() < 2 or keys is None or len(label[keys[0]]) > 1:
+    keys = find_axis(label[-1:], signals.site.region.key_axis)
+    if value.dim() < 2 or keys is None or len(label[-1]) > 1:
         return None
     if value.dtype != torch.bool:
         value, hides = value > HIDDEN, False
-    apart, at = ~value if hides else value, keys[0]
+    apart, at = ~value if hides else value, len(label) - 1
     samples = None if signals.site.batch is None else find_axis(label, signals.site.batch)
     if samples is not None:  # samples may share their dimension with heads
         sizes = [signals.replay.shape(((factor,),))[0] for factor in label[samples[0]]]
         apart = apart.unflatten(samples[0], sizes)
-        at += len(sizes) - 1 if samples[0] < at else 0
+        at += len(sizes) - 1
     kept = {at} if samples is None else {at, samples[0] + samples[1]}
     others = [dim for dim in range(apart.dim()) if dim not in kept]
     rows = apart.any(others) if others else apart
-    if samples is None:
-        return ~rows[None]
-    return ~(rows if samples[0] < keys[0] else rows.transpose(0, 1))
+    return ~rows[None] if samples is None else ~rows

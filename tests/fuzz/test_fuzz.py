@@ -36,6 +36,20 @@ def test_seeds(start: int) -> None:
         assert found is None, str(found)
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        # padding is read off a square mask, whose queries and keys have one axis
+        Recipe(layers=2, batch=2, padding="bool", pooling="all", causal="mask", edits="even"),
+        Recipe(layers=2, batch=2, padding="bool", pooling="all", position="alibi"),
+    ],
+)
+def test_what_failed_once(made: Recipe) -> None:
+    run = Check(made)
+    run.everything()
+    assert run.lossy
+
+
 # generator -------------------------------------------------------------------------------------
 
 
