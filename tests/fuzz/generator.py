@@ -201,8 +201,8 @@ def consistent(made: Recipe) -> Recipe:
 def bias_of(made: Recipe, tokens: int, mask: Tensor | None) -> Tensor | None:
     """A mask for all blocks, `[tokens, tokens]` or `[batch, 1, tokens, tokens]`: bool or additive.
 
-    Padding that would leave a query without any key (as a padded query of a causal model) hides
-    by a large number, as libraries do.
+    Where padding would leave a query without any key (a padded query of a causal model), the query
+    sees all of them, as libraries do it: what such a query gives is of no use to anybody.
     """
     place = torch.arange(tokens)
     near = torch.ones(tokens, tokens, dtype=torch.bool)
@@ -216,7 +216,9 @@ def bias_of(made: Recipe, tokens: int, mask: Tensor | None) -> Tensor | None:
     seen = mask[:, None, None, :].bool()
     if made.padding == "bool" and plain:
         return seen
-    seen = seen if plain else seen & near
+    if not plain:
+        seen = seen & near
+        seen = seen | ~seen.any(-1, keepdim=True)
     lowest = torch.finfo(torch.float64).min
     return torch.zeros(1, dtype=torch.float64).masked_fill(~seen, lowest)
 
