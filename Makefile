@@ -15,7 +15,7 @@ OLDEST_TORCH := 2.11.0
 JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PYTHON) -m pytest
 
-.PHONY: demo install lint test test-slow zoo test-gpu test-oldest bench clean
+.PHONY: demo install lint test test-slow zoo fuzz test-gpu test-oldest bench clean
 
 demo: install
 	$(PYTHON) -m benchmarks.demo
@@ -43,6 +43,10 @@ test-slow: install
 zoo: install
 	$(PYTEST) tests/models/test_zoo.py -n $(JOBS)
 	$(PYTHON) -m tests.models.coverage --jobs $(JOBS)
+
+# Random models: what fails is printed with its simplest form and saved as a replay bundle.
+fuzz: install
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.fuzz --count 10000 --jobs $(JOBS) --save .fuzz
 
 test-gpu: install
 	$(PYTEST) -m gpu

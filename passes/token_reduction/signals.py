@@ -243,10 +243,12 @@ def sum_members(row: torch.Tensor, step: Reduction) -> torch.Tensor:
 def key_padding(signals: SiteSignals, mask: Node, hides: bool) -> torch.Tensor | None:
     """Keys that a mask hides from every query of every head, `[batch or 1, tokens]`.
 
-    None if it does not say anything about keys.
+    None if it does not say anything about keys. They are last: in self-attention the dimension of
+    the queries may have the same axis.
     """
     value, label = signals.replay.value_of(mask), signals.replay.view.labels[mask]
-    if value.dim() < 2 or len(label[-1]) != 1:  # [.., queries, keys]
+    keys = find_axis(label[-1:], signals.site.region.key_axis)
+    if value.dim() < 2 or keys is None or len(label[-1]) > 1:
         return None
     if value.dtype != torch.bool:
         value, hides = value > HIDDEN, False

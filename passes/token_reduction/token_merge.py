@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from tokenpass.graph.axis import find_axis
 from tokenpass.graph.view import View
-from tokenpass.ops.merge_assignment import latest_member, merge_assignment
+from tokenpass.ops.merge_assignment import Assignment, latest_member, merge_assignment
 from tokenpass.passes.base import Candidate, Found, Level, LossyPass, PassContext
 from tokenpass.passes.token_reduction.matchers import MATCHERS
 from tokenpass.passes.token_reduction.signals import SiteSignals
@@ -60,6 +60,15 @@ class TokenMerge(LossyPass):
         return Action(owner, act)
 
 
+def whole_sizes(parent: Reduction | None, merged: Assignment, count: Any) -> torch.Tensor:
+    """`[batch, count]`: full-length tokens in each merged one, padding among them."""
+    before = torch.ones_like(merged.shares)
+    if parent is not None and parent.sizes is not None:
+        before = parent.all_sizes().expand(before.shape)
+    empty = before.new_zeros(before.shape[0], count)
+    return empty.scatter_add(1, merged.segment, before)
+
+
 def find_matcher(name: str) -> Any:
     """The matcher of that name."""
     return next(m for m in MATCHERS if m.__name__ == name)
@@ -95,6 +104,7 @@ def merge_tokens(signals: SiteSignals, matcher: Any, value: Any, owner: int) -> 
         representative=segment,
         sizes=merged.sizes,
         logs=merged.log_sizes,
+        whole=None if padding is None else lambda: whole_sizes(parent, merged, count),
         protected=None if protected is None else merged.protected,
         padding=merged.sizes == 0 if padding is not None else None,
         ordered=causal,

@@ -8,8 +8,10 @@ A pruned token keeps the value that it had when it left: full-length outputs get
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch.fx import Node
 
 from tokenpass.edits import Rejection
@@ -84,6 +86,9 @@ def prune_tokens(signals: SiteSignals, scorer: Any, value: Any, owner: int) -> R
     gathered = Gather(index)
     sizes = parent.sizes if parent is not None else None
     rows = index.shape[0]
+    whole = None
+    if parent is not None and parent.sizes is not None and parent.whole is not None:
+        whole = partial(kept_sizes, parent, index)
     return Reduction(
         signals.stream.axis,
         signals.site.batch,
@@ -92,6 +97,7 @@ def prune_tokens(signals: SiteSignals, scorer: Any, value: Any, owner: int) -> R
         gathered,
         parent,
         sizes=None if sizes is None else sizes.expand(rows, -1).gather(1, index),
+        whole=whole,
         saved=value,
         padding=None if padding is None else padding.expand(rows, -1).gather(1, index),
         ordered=parent is None or parent.ordered,
@@ -99,3 +105,8 @@ def prune_tokens(signals: SiteSignals, scorer: Any, value: Any, owner: int) -> R
         device=signals.device,
         memo={"site": signals.site},
     )
+
+
+def kept_sizes(parent: Reduction, index: torch.Tensor) -> torch.Tensor:
+    """`[batch, count]`: full-length tokens in each one that is kept, padding among them."""
+    return parent.all_sizes().expand(index.shape[0], -1).gather(1, index)

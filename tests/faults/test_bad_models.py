@@ -184,12 +184,12 @@ def test_few_tokens_and_many_layers(tokens: int) -> None:
 
 def with_nan_weight(model: nn.Module, x: Tensor) -> None:
     with torch.no_grad():
-        model.blocks[0].qkv.weight[3, 3] = float("nan")
+        model.get_parameter("blocks.0.qkv.weight")[3, 3] = float("nan")
 
 
 def with_infinite_weight(model: nn.Module, x: Tensor) -> None:
     with torch.no_grad():
-        model.blocks[0].qkv.weight[20, 3] = float("inf")
+        model.get_parameter("blocks.0.qkv.weight")[20, 3] = float("inf")
 
 
 def with_nan_token(model: nn.Module, x: Tensor) -> None:

@@ -76,7 +76,7 @@ def flipped(data: bytes) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 0x80]) + data[middle + 1 :]
 
 
-def become(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+def become(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(change(path.read_bytes()))
 
 
@@ -103,7 +103,7 @@ def become_loop(path: Path) -> None:
     path.symlink_to(path)
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "truncated": become(lambda data: data[: len(data) // 2]),
     "flipped": become(flipped),
     "other version": become(lambda data: b"VERSION = 0\nversion: 99\n" + data),

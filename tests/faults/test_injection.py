@@ -31,7 +31,7 @@ from tokenpass.passes.dead_tokens import DeadTokens
 from tokenpass.passes.token_reduction import token_merge, token_prune
 from tokenpass.passes.token_reduction.token_merge import TokenMerge
 from tokenpass.passes.token_reduction.token_prune import TokenPrune
-from tokenpass.pipeline import planned, planning, reporting
+from tokenpass.pipeline import checked, planned, planning, reporting
 from tokenpass.plan.pricing import Prices
 from tokenpass.report import LOG, last_reports
 from tokenpass.rewrite import rewriter
@@ -110,8 +110,8 @@ STAGES = (
     Stage("report", backend, "report_of", MERGE),
     Stage("report, plan file", reporting, "plan_to_yaml", MERGE),
     Stage("goal", backend, "goal", MERGE),
-    Stage("promise", backend, "promise", MERGE | {"verify": "first"}),
-    Stage("verified", backend, "verified", MERGE | {"verify": "first"}),
+    Stage("promise", checked, "promise", MERGE | {"verify": "first"}),
+    Stage("verified", checked, "verified", MERGE | {"verify": "first"}),
     Stage("kernels", backend, "installed_kernels", MERGE),
 )
 

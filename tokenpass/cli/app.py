@@ -1,10 +1,10 @@
-"""The commands of `tokenpass`: explain, device, plan check, codes."""
+"""The commands of `tokenpass`: explain, device, plan check, replay, codes."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
@@ -13,6 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from tokenpass import __version__
+from tokenpass.bundle import load_bundle
+from tokenpass.bundle import replay as replay_bundle
 from tokenpass.cli import tables
 from tokenpass.cli.target import load_target, told
 from tokenpass.cost.device import cached_profile_path
@@ -48,7 +50,7 @@ def run() -> None:
         sys.exit(1)
 
 
-def fail(message: str, status: int = 2) -> None:
+def fail(message: str, status: int = 2) -> NoReturn:
     """One message on standard error, and out."""
     err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     sys.exit(status)
@@ -176,6 +178,25 @@ def check(file: Annotated[Path, typer.Argument(help="A pass-config or plan file.
         count = len(config.edits)
         what = f"a plan of {count} edit{'' if count == 1 else 's'} for graph {config.fingerprint}"
     out.print(Text(f"{file}: {what}"), soft_wrap=True)
+
+
+@app.command()
+def replay(
+    bundle: Annotated[
+        Path, typer.Argument(help="The folder of a replay bundle. **No code of it is run.**")
+    ],
+) -> None:
+    """Run a saved graph dense, edited and by its plan's reference; exit code 1 if they differ."""
+    loaded = load_bundle(bundle)
+    try:
+        outcome = replay_bundle(loaded)
+    except UserError:
+        raise
+    except Exception as error:  # what the bundle was saved to show
+        fail(f"{bundle}: replaying raised {told(error)}", 1)
+    out.print(tables.replayed(loaded, outcome))
+    if not outcome.agrees:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tokenpass.bundle import Bundle, Outcome
 from tokenpass.cost.device import DeviceProfile
 from tokenpass.cost.rates import RateTable
 from tokenpass.edits import Rejection
@@ -124,6 +125,29 @@ def profile(measured: DeviceProfile) -> Table:
     table.add_row("kernel launch", "", f"{measured.launch_us:.2f}", "us")
     table.add_row("call of the graph", "", f"{measured.call_us:.2f}", "us")
     return table
+
+
+def replayed(bundle: Bundle, outcome: Outcome) -> RenderableType:
+    """What a bundle was saved for, and the distances that it gives now."""
+    parts: list[RenderableType] = []
+    for key in ("stage", "message"):
+        if key in bundle.about:
+            parts.append(Text(f"saved with {key}: {bundle.about[key]}"))
+    if outcome.to_reference is None:
+        return Group(*parts, Text("nothing is edited: the graph runs dense"))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("relative distance")
+    table.add_column("largest", justify="right")
+    table.add_row("edited to its reference", f"{outcome.to_reference:.2e}")
+    table.add_row("edited to dense", f"{outcome.to_dense:.2e}")
+    table.add_row("reference to dense", f"{outcome.reference_to_dense:.2e}")
+    parts.append(table)
+    if outcome.barriers:
+        parts.append(Text("a barrier inside a block: means are taken at other places there"))
+    verdict = "they agree" if outcome.agrees else "edited graph and reference differ"
+    style = "bold green" if outcome.agrees else "bold red"
+    told = f"{verdict} ({outcome.edits} edits, at most {outcome.tolerance:.0e} expected)"
+    return Group(*parts, Text(told, style=style))
 
 
 def codes(known: Mapping[str, tuple[str, str]]) -> Table:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensor
 from torch.fx import Node
+from torch.fx.node import map_arg
 from torch.utils._python_dispatch import _disable_current_modes
 
 from tokenpass.graph.labels import Labels
@@ -114,7 +115,7 @@ class Examples:
         fake = fake_value(node)
         if isinstance(fake, torch.Tensor) and fake.numel() > MOST_ENTRIES:
             raise Unknown
-        args, kwargs = torch.fx.node.map_arg(
+        args, kwargs = map_arg(
             (node.args, node.kwargs), lambda source: self._computed[source, ones]
         )
         return node.target(*args, **kwargs)  # type: ignore[operator]

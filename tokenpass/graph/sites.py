@@ -89,13 +89,18 @@ def stream_chain(
 ) -> tuple[Node, ...]:
     """Stream values that dominate the main output, seen from the source that gives most of them.
 
-    Sources are the data inputs and the stream's births: an index that is computed from the same
-    input by another way does not count as a way around the stream. What no data flows into (a
-    rotary table, learnt queries) is a source only where nothing else is one.
+    Sources are the data inputs that give birth to the stream (a mask does not) and its births: an
+    index that is computed from the same input by another way does not count as a way around the
+    stream. What no data flows into (a rotary table, learnt queries) is a source only where nothing
+    else is one.
     """
     born = births(flow, inputs, axis, labels)
-    fed = set(inputs).union(*(nx.descendants(flow, node) for node in inputs))
-    tiers = ([*inputs, *(node for node in born if node in fed)], born)
+    behind = {node: nx.descendants(flow, node) for node in inputs}
+    fed = set(inputs).union(*behind.values())
+    bearing = [
+        node for node in inputs if carries_stream(node, axis, labels) or behind[node] & {*born}
+    ]
+    tiers = ([*bearing, *(node for node in born if node in fed)], born)
     for sources in tiers:
         chains = [chain_from(flow, source, goal, axis, labels) for source in sources]
         best = max(chains, key=len, default=[])

@@ -7,6 +7,7 @@ import math
 import operator
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 Number = int | float | Fraction
 
@@ -18,7 +19,7 @@ def divided(top: Number, bottom: Number) -> Number:
     return Fraction(top) / Fraction(bottom)
 
 
-OPERATORS: dict[type[ast.AST], Callable[..., Number]] = {
+OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,

@@ -70,7 +70,8 @@ class Reduction:
 
     `latest()[b, j]`: the parent's token that stands for token j (the latest member of a merge);
     `representative[b, i]`: the token that stands for the parent's token i. `sizes`: full-length
-    tokens in each one (None: one each), `logs` their logarithms. `protected`: places of the
+    tokens in each one (None: one each), `logs` their logarithms; `whole`: those that are padding
+    counted too, where some are, as a mean over all tokens counts them. `protected`: places of the
     stream's protected positions, where known already. `saved`: the stream's value when tokens left,
     into which survivors are written back. `padding`: tokens that are padding. `ordered`: positions
     rise. `read`: the full-length positions that are all that is left (an exact cut). `owner`: the
@@ -87,6 +88,7 @@ class Reduction:
     representative: Int[torch.Tensor, "batch tokens"] | None = None
     sizes: Float[torch.Tensor, "batch count"] | None = None
     logs: Float[torch.Tensor, "batch count"] | None = None
+    whole: Callable[[], Float[torch.Tensor, "batch count"]] | None = None
     protected: Int[torch.Tensor, "batch places"] | None = None
     saved: Any = None
     padding: Bool[torch.Tensor, "batch count"] | None = None
@@ -152,12 +154,25 @@ class Reduction:
             return value + self.spread(self.log_sizes(value.dtype), label, at, shape)
 
     def weight(self, value: torch.Tensor, label: Label, at: Place, shape: Shape) -> torch.Tensor:
-        """Values times sizes along one factor (unchanged if every token counts once)."""
+        """Values times sizes along one factor (unchanged if every token counts once).
+
+        Sums over tokens count padding like any other token.
+        """
         if self.sizes is None:
             return value
         dtype = torch.int64 if value.dtype == torch.bool else value.dtype  # True counts its size
         with owned_by(self.owner):
-            return value * self.spread(self.sizes.to(dtype), label, at, shape)
+            return value * self.spread(self.all_sizes().to(dtype), label, at, shape)
+
+    def all_sizes(self) -> Float[torch.Tensor, "batch count"]:
+        """Full-length tokens in each one, padding among them."""
+        if self.sizes is None:
+            raise InternalError("sizes of a reduction that keeps every token as it is")
+        if self.whole is None:
+            return self.sizes
+        if "whole" not in self.memo:
+            self.memo["whole"] = self.whole()
+        return self.memo["whole"]
 
     def spread(self, rows: torch.Tensor, label: Label, at: Place, shape: Shape) -> torch.Tensor:
         """`[batch or 1, count]` shaped to broadcast against a value along its token factor."""

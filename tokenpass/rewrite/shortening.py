@@ -134,8 +134,8 @@ class Shortening(Values):
         for place, dim in enumerate(label):
             offered = target[place + skip] if place + skip >= 0 else ()
             size = value.shape[place]
-            apart = cut.per_sample and cut.batch is not None
-            free = not dim or (apart and is_constant(dim) and find_axis((offered,), cut.batch))
+            batch = cut.batch if cut.per_sample and is_constant(dim) else None
+            free = not dim or (batch is not None and find_axis((offered,), batch) is not None)
             took = free and offered and not (isinstance(size, int) and size == 1)
             new.append(offered if took else dim)
         return replace(operand, value=value, label=tuple(new))

@@ -12,7 +12,7 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 def dit() -> Example:
-    from diffusers import DiTTransformer2DModel
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
     model = DiTTransformer2DModel(
         num_attention_heads=4,
@@ -34,7 +34,7 @@ def dit() -> Example:
 
 
 def pixart() -> Example:
-    from diffusers import PixArtTransformer2DModel
+    from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 
     model = PixArtTransformer2DModel(
         num_attention_heads=4,
@@ -60,7 +60,7 @@ def pixart() -> Example:
 
 
 def sd3() -> Example:
-    from diffusers import SD3Transformer2DModel
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
     model = SD3Transformer2DModel(
         sample_size=8,
@@ -86,7 +86,7 @@ def sd3() -> Example:
 
 
 def flux() -> Example:
-    from diffusers import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
     model = FluxTransformer2DModel(
         patch_size=1,
@@ -112,7 +112,7 @@ def flux() -> Example:
 
 
 def unet() -> Example:
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     model = UNet2DConditionModel(
         sample_size=16,

@@ -1,0 +1,493 @@
+"""Random small transformers: a seed gives a recipe, plain data, and a recipe gives a model.
+
+A recipe is made `consistent` before it is built, so that any change of one field (as shrinking
+makes them) is a recipe again: what an attention cannot do is turned off.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.models.zoo.common import ready
+
+INPUT, CLASSES = 6, 5
+
+Spelling = Literal["fused", "written", "einsum", "bmm", "grouped", "repeated", "torch"]
+Order = Literal["pre", "post", "parallel"]
+Position = Literal["none", "learnt", "rotary", "alibi", "table"]
+Causal = Literal["none", "flag", "mask"]
+Padding = Literal["none", "bool", "additive"]
+Pooling = Literal["mean", "max", "first", "last", "all", "last_real", "masked_mean"]
+Writes = Literal["none", "add", "channels", "row"]
+Second = Literal["none", "pooled", "tokens"]
+Edits = Literal["merge", "keys", "row", "even", "random", "mixed", "budget"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model and the call that it is captured with; the simplest one by default.
+
+    `window`: a query sees keys less than this far away, 0: all. `skip`: the first block's output
+    is added to the last one's. `writes`: what a block writes in place: the residual sum, channels
+    through a view, or a token through a view. `edits`: which ones are pinned, or that the planner
+    chooses them for half the cost; `keep`: share of the tokens that a pinned edit keeps.
+    """
+
+    seed: int = 0
+    width: int = 16
+    heads: int = 2
+    layers: int = 1
+    tokens: int = 8
+    batch: int = 1
+    spelling: Spelling = "fused"
+    order: Order = "pre"
+    rms: bool = False
+    gated: bool = False
+    position: Position = "none"
+    causal: Causal = "none"
+    window: int = 0
+    padding: Padding = "none"
+    padded_left: bool = False
+    pooling: Pooling = "mean"
+    class_token: bool = False
+    convolution: bool = False
+    writes: Writes = "none"
+    skip: bool = False
+    tokens_first: bool = False
+    flat: bool = False
+    second: Second = "none"
+    edits: Edits = "merge"
+    keep: float = 0.7
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Recipe:
+        """The recipe of `to_dict`; raises `TypeError` for fields that there are not."""
+        return Recipe(**data)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Features that trigger a defect that is known, and what to change so that they do not."""
+
+    reason: str
+    when: Callable[[Recipe], bool]
+    instead: dict[str, Any]
+
+
+KNOWN: tuple[Known, ...] = (
+    Known(
+        "the reference gives masked padding its group's mean again, behind the masking",
+        lambda made: made.pooling == "masked_mean",
+        {"pooling": "all"},
+    ),
+)
+"""`recipe` leaves these out, and shrinking goes to none of them."""
+
+
+def recipe(seed: int) -> Recipe:
+    """The recipe of a seed: half of the features are off on average."""
+    draw = random.Random(seed)
+
+    def sometimes(share: float = 0.25) -> bool:
+        return draw.random() < share
+
+    def often_first(kind: Any, share: float = 0.5) -> Any:
+        first, *others = get_args(kind)
+        return draw.choice(others) if sometimes(share) else first
+
+    width, heads = draw.choice([(16, 2), (16, 4), (24, 3), (24, 2), (32, 4)])
+    made = Recipe(
+        seed=seed,
+        width=width,
+        heads=heads,
+        layers=draw.choice([2, 2, 2, 3, 4]),
+        tokens=draw.randint(8, 24),
+        batch=draw.randint(1, 3),
+        spelling=draw.choice(get_args(Spelling)),
+        order=often_first(Order),
+        rms=sometimes(),
+        gated=sometimes(0.4),
+        position=draw.choice(get_args(Position)),
+        causal=often_first(Causal, 0.35),
+        window=draw.choice([2, 4]) if sometimes(0.15) else 0,
+        padding=often_first(Padding, 0.3),
+        padded_left=sometimes(0.3),
+        pooling=draw.choice(get_args(Pooling)),
+        class_token=sometimes(),
+        convolution=sometimes(0.15),
+        writes=often_first(Writes, 0.25),
+        skip=sometimes(0.15),
+        tokens_first=sometimes(),
+        flat=sometimes(),
+        second=often_first(Second, 0.25),
+        # planning takes most of the time
+        edits="budget" if sometimes(0.1) else draw.choice(get_args(Edits)[:-1]),
+        keep=draw.choice([0.55, 0.6, 0.7, 0.9]),
+    )
+    made = coinciding(made, draw) if sometimes() else made
+    return avoided(consistent(made))
+
+
+def avoided(made: Recipe) -> Recipe:
+    """The recipe without what is known to fail."""
+    for known in KNOWN:
+        made = consistent(replace(made, **known.instead)) if known.when(made) else made
+    return made
+
+
+def coinciding(made: Recipe, draw: random.Random) -> Recipe:
+    """Two sizes that are the same number."""
+    kind = draw.choice(["width", "heads", "head_dim", "batch", "input"])
+    if kind == "width":
+        return replace(made, tokens=made.width if made.width <= 24 else 16, width=16, heads=2)
+    if kind == "heads":
+        return replace(made, width=16, heads=8, tokens=8)
+    if kind == "head_dim":
+        return replace(made, width=16, heads=2, tokens=8)
+    if kind == "batch":
+        return replace(made, batch=8, tokens=8)
+    return replace(made, batch=made.heads)
+
+
+def consistent(made: Recipe) -> Recipe:
+    """The recipe without what its other fields rule out."""
+    if made.spelling == "torch":
+        places = made.position if made.position in ("none", "learnt") else "learnt"
+        causal = "mask" if made.causal == "flag" else made.causal
+        made = replace(made, position=places, causal=causal, flat=False)
+    if made.causal == "flag":
+        alone = made.padding == "none" and not made.window
+        alone = alone and made.position not in ("alibi", "table")
+        if made.spelling not in ("fused", "grouped", "repeated") or not alone:
+            made = replace(made, causal="mask")
+    if made.padding == "none":
+        pooling = "mean" if made.pooling == "masked_mean" else made.pooling
+        made = replace(made, padded_left=False, pooling=pooling)
+    if made.heads % 2 and made.spelling in ("grouped", "repeated"):
+        made = replace(made, heads=2)
+    return made
+
+
+# what attention sees ---------------------------------------------------------------------------
+
+
+def bias_of(made: Recipe, tokens: int, mask: Tensor | None) -> Tensor | None:
+    """A mask for all blocks, `[tokens, tokens]` or `[batch, 1, tokens, tokens]`: bool or additive.
+
+    Where padding would leave a query without any key (a padded query of a causal model), the query
+    sees all of them, as libraries do it: what such a query gives is of no use to anybody.
+    """
+    place = torch.arange(tokens)
+    near = torch.ones(tokens, tokens, dtype=torch.bool)
+    if made.window:
+        near = (place[:, None] - place[None, :]).abs() < made.window
+    if made.causal == "mask":
+        near = near & (place[:, None] >= place[None, :])
+    plain = not made.window and made.causal != "mask"
+    if mask is None:
+        return None if plain else near
+    seen = mask[:, None, None, :].bool()
+    if made.padding == "bool" and plain:
+        return seen
+    if not plain:
+        seen = seen & near
+        seen = seen | ~seen.any(-1, keepdim=True)
+    lowest = torch.finfo(torch.float64).min
+    return torch.zeros(1, dtype=torch.float64).masked_fill(~seen, lowest)
+
+
+def slopes(heads: int) -> Tensor:
+    """ALiBi's, `[heads, 1, 1]`."""
+    return 2.0 ** -torch.arange(1, heads + 1, dtype=torch.float64)[:, None, None]
+
+
+def turned(x: Tensor) -> Tensor:
+    """Rotary positions of `[batch, heads, tokens, head_dim]`."""
+    tokens, width = x.shape[-2:]
+    rate = 1.0 / 100 ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angle = torch.outer(torch.arange(tokens, dtype=torch.float64), rate)
+    angle = torch.cat([angle, angle], -1)
+    left, right = x.chunk(2, -1)
+    return x * angle.cos() + torch.cat([-right, left], -1) * angle.sin()
+
+
+# the model -------------------------------------------------------------------------------------
+
+
+class RMSNorm(nn.Module):
+    """Written by hand."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
+def norm(made: Recipe) -> nn.Module:
+    return RMSNorm(made.width) if made.rms else nn.LayerNorm(made.width)
+
+
+class Attention(nn.Module):
+    """Self-attention in one of the spellings; tokens or samples come first in `x`."""
+
+    def __init__(self, made: Recipe) -> None:
+        super().__init__()
+        self.made, self.head_dim = made, made.width // made.heads
+        self.shared = made.spelling in ("grouped", "repeated")
+        kv = made.width // 2 if self.shared else made.width
+        self.q, self.out = (nn.Linear(made.width, made.width) for _ in range(2))
+        self.k, self.v = (nn.Linear(made.width, kv) for _ in range(2))
+        if made.position == "table":
+            self.table = nn.Parameter(torch.randn(made.heads, made.tokens, made.tokens))
+
+    def project(self, linear: nn.Module, x: Tensor) -> Tensor:
+        if not self.made.flat:
+            return linear(x)
+        return linear(x.reshape(-1, x.shape[-1])).view(x.shape[0], x.shape[1], -1)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """`[batch, heads, tokens, head_dim]`."""
+        apart = x.unflatten(-1, (-1, self.head_dim))
+        return apart.permute(1, 2, 0, 3) if self.made.tokens_first else apart.transpose(1, 2)
+
+    def together(self, x: Tensor) -> Tensor:
+        """Heads side by side again."""
+        order = (2, 0, 1, 3) if self.made.tokens_first else (0, 2, 1, 3)
+        return x.permute(order).flatten(2)
+
+    def bias(self, bias: Tensor | None, tokens: int) -> Tensor | None:
+        """The blocks' mask with what this spelling of positions adds to it."""
+        if self.made.position == "table":
+            own = self.table
+        elif self.made.position == "alibi":
+            place = torch.arange(tokens)
+            own = -(place[:, None] - place[None, :]).abs() * slopes(self.made.heads)
+        else:
+            return bias
+        if bias is None:
+            return own
+        return own.masked_fill(~bias, -1e9) if bias.dtype == torch.bool else own + bias
+
+    def scores(self, scores: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is None:
+            return scores
+        if bias.dtype == torch.bool:
+            return scores.masked_fill(~bias, -1e9)
+        return scores + bias
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """Attention of `[batch, heads, tokens, head_dim]`."""
+        made, scale = self.made, 1 / math.sqrt(self.head_dim)
+        if self.shared and made.spelling == "repeated":
+            k, v = (p.repeat_interleave(made.heads // k.shape[1], 1) for p in (k, v))
+        if made.spelling in ("fused", "grouped", "repeated"):
+            flag, shared = made.causal == "flag", made.spelling == "grouped"
+            return F.scaled_dot_product_attention(q, k, v, bias, 0.0, flag, enable_gqa=shared)
+        if made.spelling == "einsum":
+            scores = torch.einsum("bhid,bhjd->bhij", q, k) * scale
+            return torch.einsum("bhij,bhjd->bhid", self.scores(scores, bias).softmax(-1), v)
+        if made.spelling == "bmm":
+            q, k, v = (p.flatten(0, 1) for p in (q, k, v))
+            scores = torch.bmm(q * scale, k.transpose(1, 2))
+            split = (-1, made.heads)
+            if bias is not None:
+                scores = self.scores(scores.unflatten(0, split), bias).flatten(0, 1)
+            return torch.bmm(scores.softmax(-1), v).unflatten(0, split)
+        scores = self.scores(q @ k.transpose(-1, -2) * scale, bias)
+        return scores.softmax(-1) @ v
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        q, k, v = (self.heads(self.project(p, x)) for p in (self.q, self.k, self.v))
+        if self.made.position == "rotary":
+            q, k = turned(q), turned(k)
+        mixed = self.together(self.mix(q, k, v, self.bias(bias, q.shape[-2])))
+        return self.project(self.out, mixed)
+
+
+class TorchAttention(nn.Module):
+    """`nn.MultiheadAttention` under the same call."""
+
+    def __init__(self, made: Recipe) -> None:
+        super().__init__()
+        self.made = made
+        self.inner = nn.MultiheadAttention(
+            made.width, made.heads, batch_first=not made.tokens_first
+        )
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        hidden = None
+        if bias is not None and bias.dim() == 4:
+            if bias.shape[-2] == 1:
+                bias, hidden = None, bias[:, 0, 0]
+                hidden = ~hidden if hidden.dtype == torch.bool else hidden
+            else:
+                bias = bias.expand(-1, self.made.heads, -1, -1).flatten(0, 1)
+        elif bias is not None:
+            bias = ~bias
+        return self.inner(x, x, x, hidden, False, bias)[0]
+
+
+class Block(nn.Module):
+    """Attention and MLP; `order` says how they meet the residual stream."""
+
+    def __init__(self, made: Recipe) -> None:
+        super().__init__()
+        self.made = made
+        self.attention = TorchAttention(made) if made.spelling == "torch" else Attention(made)
+        self.first, self.second = norm(made), norm(made)
+        self.up, self.down = nn.Linear(made.width, 20), nn.Linear(20, made.width)
+        if made.gated:
+            self.gate = nn.Linear(made.width, 20)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        shape = x.shape
+        x = x.reshape(-1, shape[-1]) if self.made.flat else x
+        hidden = F.silu(self.gate(x)) * self.up(x) if self.made.gated else F.gelu(self.up(x))
+        return self.down(hidden).view(shape)
+
+    def attend(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        out = self.attention(x, bias)
+        if self.made.writes == "channels":
+            half = out[..., : self.made.width // 2]
+            half.mul_(0.5)
+        elif self.made.writes == "row":
+            row = out[0] if self.made.tokens_first else out[:, 0]
+            row.add_(1.0)
+        return out
+
+    def joined(self, x: Tensor, branch: Tensor) -> Tensor:
+        return branch.add_(x) if self.made.writes == "add" else x + branch
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self.made.order == "parallel":
+            same = self.first(x)
+            return self.joined(x, self.attend(same, bias)) + self.mlp(same)
+        if self.made.order == "post":
+            x = self.first(self.joined(x, self.attend(x, bias)))
+            return self.second(x + self.mlp(x))
+        x = self.joined(x, self.attend(self.first(x), bias))
+        return x + self.mlp(self.second(x))
+
+
+class Convolution(nn.Module):
+    """A depthwise convolution along the tokens; a causal model sees no later ones."""
+
+    def __init__(self, made: Recipe) -> None:
+        super().__init__()
+        self.made = made
+        self.mix = nn.Conv1d(made.width, made.width, 3, groups=made.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = (1, 2, 0) if self.made.tokens_first else (0, 2, 1)
+        back = (2, 0, 1) if self.made.tokens_first else (0, 2, 1)
+        sides = (1, 1) if self.made.causal == "none" else (2, 0)
+        return x + self.mix(F.pad(x.permute(order), sides)).permute(back)
+
+
+class Model(nn.Module):
+    """Blocks over a linear embedding, and one or two heads."""
+
+    def __init__(self, made: Recipe) -> None:
+        super().__init__()
+        self.made = made
+        self.embed = nn.Linear(INPUT, made.width)
+        self.blocks = nn.ModuleList(Block(made) for _ in range(made.layers))
+        self.norm, self.head = norm(made), nn.Linear(made.width, CLASSES)
+        if made.position == "learnt":
+            self.place = nn.Parameter(torch.randn(made.tokens, made.width))
+        if made.class_token:
+            self.token = nn.Parameter(torch.randn(1, 1, made.width))
+        if made.convolution:
+            self.convolution = Convolution(made)
+        if made.second != "none":
+            self.other = nn.Linear(made.width, 3)
+
+    def embedded(self, x: Tensor) -> Tensor:
+        """`[batch, tokens, width]`, or tokens first."""
+        x = self.embed(x)
+        if self.made.class_token:
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        if self.made.position == "learnt":
+            x = x + self.place
+        return x.transpose(0, 1) if self.made.tokens_first else x
+
+    def pooled(self, x: Tensor, mask: Tensor | None, index: Tensor | None) -> Tensor:
+        """What the head reads of `[batch, tokens, width]`."""
+        kind = self.made.pooling
+        if kind == "mean":
+            return x.mean(1)
+        if kind == "max":
+            return x.amax(1)
+        if kind in ("first", "last"):
+            return x[:, 0] if kind == "first" else x[:, -1]
+        if kind == "last_real" and index is not None:
+            return x[torch.arange(x.shape[0]), index]
+        if kind == "masked_mean" and mask is not None:
+            share = mask.to(x.dtype)[:, :, None]
+            return (x * share).sum(1) / share.sum(1)
+        return x
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, index: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.embedded(x)
+        bias, first = bias_of(self.made, self.made.tokens, mask), None
+        for at, block in enumerate(self.blocks):
+            x = block(x, bias)
+            first = x if first is None else first
+            if self.made.convolution and at == 0:
+                x = self.convolution(x)
+        x = x + first * 0.5 if self.made.skip and first is not None else x
+        x = self.norm(x.transpose(0, 1) if self.made.tokens_first else x)
+        out = self.head(self.pooled(x, mask, index))
+        if self.made.second == "none":
+            return out
+        return out, self.other(x.mean(1) if self.made.second == "pooled" else x)
+
+
+def build(made: Recipe) -> tuple[nn.Module, dict[str, Any]]:
+    """The recipe's model in float64 and the inputs of its call, always the same ones.
+
+    `x`: `[batch, tokens, 6]` (one token less with a class token); `mask`: `[batch, tokens]`, 1 for
+    a token that is there; `index`: `[batch]`, the last token that is there.
+    """
+    made = consistent(made)
+    torch.manual_seed(made.seed)
+    model = ready(Model(made), 1.5)
+    given = made.tokens - made.class_token
+    call: dict[str, Any] = {"x": torch.randn(made.batch, given, INPUT, dtype=torch.float64)}
+    mask = padding_mask(made)
+    if made.padding != "none":
+        call["mask"] = mask
+    if made.pooling == "last_real":
+        last = mask * torch.arange(made.tokens)
+        call["index"] = last.argmax(1)
+    return model, call
+
+
+def padding_mask(made: Recipe) -> Tensor:
+    """`[batch, tokens]`: later samples have more padding; a class token is always there."""
+    mask = torch.ones(made.batch, made.tokens, dtype=torch.long)
+    if made.padding == "none":
+        return mask
+    for sample in range(made.batch):
+        missing = min((sample + (made.batch == 1)) * 2 + sample % 2, made.tokens - 3)
+        if made.padded_left:
+            mask[sample, int(made.class_token) :][:missing] = 0
+        elif missing:
+            mask[sample, -missing:] = 0
+    return mask
