@@ -357,3 +357,15 @@ def test_the_pipeline_is_pure(model: nn.Module, x: Tensor) -> None:
     first = last_reports()[-1].plan
     run(model, x, budget=0.7)
     assert last_reports()[-1].plan == first
+
+
+def test_a_kept_share_needs_no_budget(model: nn.Module, x: Tensor) -> None:
+    run(model, x, passes=[{"token_merge": {"keep_ratio": 0.75, "layers": 0}}])
+    (edit,) = last_reports()[-1].plan.edits
+    assert (edit.pass_name, edit.level) == ("token_merge", "18")
+
+
+def test_a_pass_limited_to_no_layer_of_the_graph_is_listed(model: nn.Module, x: Tensor) -> None:
+    got = run(model, x, budget=0.6, passes=[{"token_merge": {"layers": 99}}])
+    assert torch.equal(got, model(x))
+    assert "out_of_scope" in {r.code for r in last_reports()[-1].rejections}

@@ -47,6 +47,10 @@ REJECTION_CODES: dict[str, tuple[str, str]] = {
         "a value off the stream needs tokens that were pruned",
         "token_merge, or prune behind it",
     ),
+    "out_of_scope": (
+        "the layers and names that a pass is limited to leave none of its sites",
+        "name layers and modules that the graph has",
+    ),
     "unalignable": (
         "values that an edit reads or changes could not be brought to one length",
         "nothing: the site stays dense",

@@ -45,6 +45,10 @@ def find_edits(view: View, config: Config) -> Found:
         found = item.candidates(view, context)
         rejections += found.rejections
         inside = [c for c in found.candidates if spec.covers(c.site.layer, c.site.name)]
+        if found.candidates and not inside:
+            because = f"none of the {len(found.candidates)} sites is in what the pass is limited to"
+            hint = f"sites are called {found.candidates[0].site.name}; layers count from 0"
+            rejections.append(Rejection("out_of_scope", item.name, because, hint))
         if specs is None:
             inside = [c for c in inside if id(c.stream) not in taken]
             taken |= {id(c.stream) for c in inside}

@@ -77,6 +77,7 @@ class Planner:
     def plan(self) -> Planned:
         """The plan that meets the budget with least error, made real."""
         limited = self.config.max_error is not None or (self.config.budget or 1.0) < 1.0
+        limited = limited or any(fixed is not None for fixed in self.found.fixed)
         try:
             if not (limited and self.found.candidates):
                 return self.exact_only()
