@@ -41,7 +41,7 @@ test-slow: install
 
 # Every family of the zoo: the tests, and the page that says what is edited in each.
 zoo: install
-	$(PYTEST) tests/models/test_zoo.py -n $(JOBS)
+	$(PYTEST) tests/models/test_zoo.py tests/models/test_replay_laws.py -n $(JOBS)
 	$(PYTHON) -m tests.models.coverage --jobs $(JOBS)
 
 # Random models: what fails is printed with its simplest form and saved as a replay bundle.
