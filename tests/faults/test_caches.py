@@ -283,7 +283,8 @@ def test_saved_profiles_replace_damaged_ones_in_private_folders(measured, folder
 RUNS = re.compile(r"\bpickle\b|\btorch\.load\((?!.*weights_only=True)|(?<![\w.])(?:eval|exec)\(")
 
 # Generated kernels: the text that runs is the one just made, never one that was read.
-ALLOWED = {"codegen/cache.py": 1}
+# A bundle's tensors are loaded with weights_only=True; pickle's name is there to catch its error.
+ALLOWED = {"codegen/cache.py": 1, "tokenpass/bundle/folder.py": 2}
 
 
 def test_nothing_runs_what_it_reads(repository):

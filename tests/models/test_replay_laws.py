@@ -18,7 +18,6 @@ from tokenpass.rewrite.reduction import Gather, Reduction, Slice
 from tokenpass.rewrite.replay import Action, Replay
 from tokenpass.rewrite.rewriter import Actions, rewrite
 
-
 LAWS = (
     "deit",
     "beit_pooled",

@@ -1,4 +1,4 @@
-"""A captured graph as JSON and back, without pickle: loading a file runs nothing that it names.
+"""A captured graph as JSON and back: loading a file runs nothing that it names.
 
 Operators are looked up by their overload's name among ATen's and tokenpass's own; any other name,
 and operators that open files, are refused.
