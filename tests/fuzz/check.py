@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from tests.fuzz.generator import INPUT, Recipe, build, consistent
+from tests.fuzz.random_models import INPUT, build
+from tests.fuzz.recipes import Recipe, consistent
 from tests.models.examine import HALF
 from tests.models.harness import Graph, capture_calls, falling, tensors
 from tokenpass.edits import Edit

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from tests.fuzz.check import Check, Failure, Wrong
-from tests.fuzz.generator import recipe
+from tests.fuzz.recipes import recipe
 from tests.fuzz.saved import save
 from tests.fuzz.shrink import shrink
 

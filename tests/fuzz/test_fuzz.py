@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tests.fuzz.check import Check, Failure, check
-from tests.fuzz.generator import KNOWN, Recipe, build, consistent, recipe
+from tests.fuzz.random_models import build
+from tests.fuzz.recipes import Recipe, consistent, recipe
 from tests.fuzz.saved import save
 from tests.fuzz.shrink import shrink, steps
 from tokenpass.bundle import load_bundle, replay
@@ -69,7 +70,6 @@ def flat(out: Any) -> Tensor:
 def test_recipes_are_consistent_and_vary_in_every_field() -> None:
     made = [recipe(seed) for seed in range(400)]
     assert all(consistent(one) == one for one in made)
-    assert not any(known.when(one) for one in made for known in KNOWN)
     for item in fields(Recipe):
         assert len({getattr(one, item.name) for one in made}) > 1, item.name
 

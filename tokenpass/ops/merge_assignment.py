@@ -22,7 +22,7 @@ STEPS = 6.0
 """Passes over `[batch, tokens]` index tensors, in sorts of that size: measured on the CPU."""
 
 
-CALLS = 31
+CALLS = 39
 """Calls into torch that the reference makes; a test counts them."""
 
 
@@ -52,7 +52,7 @@ def merge_assignment(
     count: int,
     by_position: bool,
 ) -> Assignment:
-    """The `tokens - count` best pairs merge, those of padding before all others.
+    """The `tokens - count` best pairs merge, padding before all others and only with padding.
 
     Source i is token 2i, its partner j is token 2j + 1; equal scores go to the lower source.
     `sizes` are the full-length tokens that each one stands for, 0 for padding. Places are in the
@@ -73,14 +73,27 @@ def reference(
     """`merge_assignment` in plain torch."""
     check(score, partner, sizes, protected, count, by_position)
     sizes = sizes.detach()
-    first = score.detach().masked_fill(sizes[:, 0::2] == 0, torch.inf)
-    segment, kept, moved = merge_best(first, partner, sizes.shape[1], count)
+    ranked, partner = padding_first(score.detach(), partner, sizes)
+    segment, kept, moved = merge_best(ranked, partner, sizes.shape[1], count)
     if by_position:
         segment, kept = renumber(latest_member(sizes > 0, segment, kept), segment, kept)
     total, shares = size_weighted_mean(sizes, segment, kept, count)
     named = segment.new_empty(1, 0) if protected is None else protected
     places = torch.gather(segment, 1, named.expand(segment.shape[0], -1))
     return Assignment(segment, kept, moved, shares, total, torch.log(total), places)
+
+
+def padding_first(score: Tensor, partner: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """(score, partner) with padding ahead of all real pairs, its partner the first padding target.
+
+    A group is then padding or real tokens, which a mask treats alike. Padding in a sample without
+    such a target is the last to merge.
+    """
+    padding, targets = sizes[:, 0::2] == 0, sizes[:, 1::2] == 0
+    goal = targets.byte().argmax(1, keepdim=True)
+    joins = padding & targets.gather(1, goal)
+    ranked = score.masked_fill(padding, -torch.inf).masked_fill(joins, torch.inf)
+    return ranked, torch.where(joins, goal, partner)
 
 
 def merge_best(score: Tensor, partner: Tensor, tokens: int, count: int) -> tuple[Tensor, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from tokenpass.edits import Edit
-from tokenpass.ops.merge_assignment import merge_best
+from tokenpass.ops.merge_assignment import merge_best, padding_first
 from tokenpass.passes.token_reduction.matchers import MATCHERS
 from tokenpass.passes.token_reduction.scorers import SCORERS
 from tokenpass.passes.token_reduction.selectors import keep_best
@@ -88,7 +88,10 @@ class Reference(Interpreter):
         return None if stream is None else self.groups.get(stream)
 
     def settle(self, n: Node, value: Any) -> Any:
-        """A value of a stream's chain: the members of every group have their mean."""
+        """A value of a stream's chain: real members of a group have their mean.
+
+        Padding has the value of the token that stays for it.
+        """
         for at, groups in self.groups.items():
             place = self.facts.streams[at].chain.get(n.name)
             if place is None or not isinstance(value, Tensor):
@@ -99,8 +102,10 @@ class Reference(Interpreter):
                 for seat in seats:
                     members = groups.members(sample, seat)
                     real = members[~groups.padding[sample, members]]
-                    if len(real) > 1 or 0 < len(real) < len(members):
-                        flat[sample, members] = flat[sample, real].mean(0)
+                    if len(real) == 0:
+                        flat[sample, members] = flat[sample, seat].clone()
+                    elif len(real) > 1:
+                        flat[sample, real] = flat[sample, real].mean(0)
             value = unflattened(flat, value, tokens, batch)
         return value
 
@@ -127,11 +132,11 @@ class Reference(Interpreter):
         """Pairs join: every member gets the mean of its group, weighted by what each stands for."""
         groups, stream = self.groups[site.stream], self.facts.streams[site.stream]
         seats, sizes = groups.seats(), groups.sizes()
-        padding, protected = sizes == 0, self.protected(site)
+        protected = self.protected(site)
         matcher = next(m for m in MATCHERS if m.__name__ == edit.policy)
         free = sizes.float().masked_fill(protected, 0.0)  # what has size 0 is left alone
         score, partner = matcher(self.keys(site), free, None)
-        score = torch.where(padding[:, 0::2], math.inf, score)
+        score, partner = padding_first(score, partner, sizes)
         segment, kept, _ = merge_best(score, partner, seats.shape[1], count)
         old, value = groups.stands.clone(), value.clone()
         old_seat = groups.seat.clone()

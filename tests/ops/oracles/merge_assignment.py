@@ -8,10 +8,20 @@ import torch
 
 
 def assign(score, partner, sizes, count, by_position):
-    """Segment, kept, moved, shares and merged sizes of one sample, as lists; padding goes first."""
+    """Segment, kept, moved, shares and merged sizes of one sample, as lists.
+
+    Padding goes first, to the first odd token that is padding, or last where there is none.
+    """
     tokens = len(sizes)
-    ranked = sorted(range(len(score)), key=lambda i: (-score[i] if sizes[2 * i] else -math.inf, i))
-    joins = {2 * i: 2 * partner[i] + 1 for i in ranked[: tokens - count]}
+    goals = [2 * j + 1 for j in partner]
+    rank = [-s for s in score]
+    empty = [token for token in range(1, tokens, 2) if sizes[token] == 0]
+    for i in range(len(score)):
+        if sizes[2 * i] == 0:
+            goals[i] = empty[0] if empty else goals[i]
+            rank[i] = -math.inf if empty else math.inf
+    ranked = sorted(range(len(score)), key=lambda i: (rank[i], i))
+    joins = {2 * i: goals[i] for i in ranked[: tokens - count]}
     groups = {token: [token] for token in range(tokens) if token not in joins}
     for token, goal in joins.items():
         groups[goal].append(token)
@@ -67,15 +77,22 @@ def exact_cases():
             [[2, 1]],
         ),
     )
-    yield (  # padding goes first, and without weight; what is latest stands for a segment
-        (score, partner, torch.tensor([[0.0, 1.0, 1.0, 1.0]]), None, 3, True),
+    yield (  # padding joins padding, whatever is nearest; what is latest stands for a segment
         (
-            [[0, 0, 1, 2]],
-            [[1, 2, 3]],
+            torch.tensor([[9.0, 1.0, 3.0]]),
+            torch.tensor([[2, 0, 1]]),
+            torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0, 1.0]]),
+            None,
+            5,
+            True,
+        ),
+        (
+            [[0, 0, 1, 2, 3, 4]],
+            [[1, 2, 3, 4, 5]],
             [[0]],
-            [[0.0, 1.0, 1.0, 1.0]],
-            [[1.0, 1.0, 1.0]],
-            [[0.0, 0.0, 0.0]],
+            [[0.0, 1.0, 1.0, 1.0, 1.0, 1.0]],
+            [[0.0, 1.0, 1.0, 1.0, 1.0]],
+            [[-math.inf, 0.0, 0.0, 0.0, 0.0]],
             [[]],
         ),
     )
