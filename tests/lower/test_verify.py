@@ -108,6 +108,8 @@ def test_first_checks_one_call_and_always_each() -> None:
 
 def test_outputs_that_may_shrink_are_left_out() -> None:
     wrap(shorter, Promise("f00d", exact=True, main=1, may_shrink=frozenset({0})))(torch.ones(3))
+    with pytest.raises(InternalError, match="output 0"):
+        wrap(shorter, Promise("f00d", exact=True, main=1))(torch.ones(3))
 
 
 def test_inputs_that_the_graph_writes_to_are_written_once() -> None:

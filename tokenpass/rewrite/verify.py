@@ -17,7 +17,7 @@ def verify_rewrite(
     """Checks inputs, outputs and form; `may_shrink` are outputs of `before` that may be shorter.
 
     Raises `InternalError` that names the output. Dynamic sizes are compared by their value in the
-    example call, so that no guard is added.
+    example call, so that no guard is added, and must stay dynamic.
     """
     try:
         after.graph.lint()
@@ -39,13 +39,15 @@ def described(leaf: Any) -> str:
     """Shape, dtype and device of an output, or what it is if it is no tensor."""
     value = fake_value(leaf) if isinstance(leaf, Node) else leaf
     if isinstance(value, torch.Tensor):
-        sizes = [hint(size) for size in value.shape]
-        return f"{value.dtype} {sizes} on {value.device}"
+        sizes = ", ".join(told(size) for size in value.shape)
+        return f"{value.dtype} [{sizes}] on {value.device}"
     if isinstance(value, int | torch.SymInt):
-        return f"integer {hint(value)}"
+        return f"integer {told(value)}"
     return type(value).__name__
 
 
-def hint(size: Any) -> Any:
-    """A size as the number it had in the example call."""
-    return size.node.hint if isinstance(size, torch.SymInt) else size
+def told(size: int | torch.SymInt) -> str:
+    """A size as the number it had in the example call, and whether other calls may differ."""
+    if not isinstance(size, torch.SymInt):
+        return str(size)
+    return f"{size.node.hint}{' (dynamic)' if size.node.expr.free_symbols else ''}"
