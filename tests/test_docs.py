@@ -90,7 +90,7 @@ def test_python_blocks_run(
 def test_yaml_blocks_are_valid_files(page: Path, tmp_path: Path) -> None:
     for code in re.findall(r"^```yaml\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S):
         (tmp_path / "file.yaml").write_text(code, encoding="utf-8")
-        read_options({"config": tmp_path / "file.yaml"})
+        assert read_options({"config": tmp_path / "file.yaml"}) != read_options({})
 
 
 def test_some_blocks_were_found() -> None:

@@ -44,7 +44,7 @@ def test_fuel_carries_out_the_first_edits_alone(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("text", ["-1", "two", "1.5"])
 def test_fuel_is_a_count(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(FUEL, text)
-    with pytest.raises((OptionError, torch._dynamo.exc.BackendCompilerFailed), match=FUEL):
+    with pytest.raises(OptionError, match=FUEL):
         run()
 
 

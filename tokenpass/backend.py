@@ -26,6 +26,7 @@ from tokenpass.lower.eager import lower_eager
 from tokenpass.lower.inductor import inductor_patches, lower_inductor
 from tokenpass.lower.kernels import installed_kernels
 from tokenpass.options import read_options
+from tokenpass.passed_on import passed_on
 from tokenpass.pipeline import Planned, make_plan, report_of
 from tokenpass.pipeline.checked import checked
 from tokenpass.pipeline.fuel import first_edits, fuel_left
@@ -46,11 +47,14 @@ def tokenpass(
     Raises `OptionError` or `ConfigError` for wrong options, `PlanMismatchError` for a pinned plan
     of another graph; everything else falls back to dense unless `on_failure` is `raise`.
     """
-    config = read_options(options, mode)
+    try:
+        config = read_options(options, mode)
+    except UserError as error:
+        raise passed_on(error) from None
     try:
         return compile_graph(module, example_inputs, config)
-    except UserError:
-        raise
+    except UserError as error:
+        raise passed_on(error) from None
     except Exception as cause:
         if config.on_failure == "raise":
             raise
