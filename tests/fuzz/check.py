@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from tests.fuzz.random_models import INPUT, build
 from tests.fuzz.recipes import Recipe, consistent
 from tests.models.examine import HALF
-from tests.models.harness import Graph, capture_calls, falling, tensors
+from tests.models.harness import Graph, capture_calls, capture_trace, falling, tensors
 from tokenpass.edits import Edit
 from tokenpass.errors import PlanMismatchError
 from tokenpass.options import read_options
@@ -83,10 +84,7 @@ class Check:
     def everything(self) -> None:
         """All stages; raises `Wrong` at the first that fails."""
         model, call = build(self.recipe)
-        graphs = attempt("capture", lambda: capture_calls(model, [call], dynamic=False))
-        self.graph = graph = graphs[0]
-        if len(graphs) != 1:
-            raise Wrong("capture", f"{len(graphs)} graphs")
+        self.graph = graph = attempt("capture", lambda: self.captured(model, call))
         dense = graph.dense()
         self.exact(graph, dense)
         self.plan = plan = attempt("plan", lambda: self.planned(graph))
@@ -101,6 +99,13 @@ class Check:
             expected = attempt("reference", lambda: graph.reference(edits, seed))
             compared("reference", got, expected, REFERENCE)
         self.future(graph, plan, dense, got)
+
+    def captured(self, model: nn.Module, call: dict[str, Any]) -> Graph:
+        """The graph of the model's call."""
+        if not self.recipe.dynamo:
+            return capture_trace(model, call)
+        (graph,) = capture_calls(model, [call], dynamic=False)
+        return graph
 
     def exact(self, graph: Graph, dense: list[Any]) -> None:
         """Budget 1.0 changes nothing that can be seen."""

@@ -28,7 +28,8 @@ class Recipe:
     `window`: a query sees keys less than this far away, 0: all. `skip`: the first block's output
     is added to the last one's. `writes`: what a block writes in place: the residual sum, channels
     through a view, or a token through a view. `edits`: which ones are pinned, or that the planner
-    chooses them for half the cost; `keep`: share of the tokens that a pinned edit keeps.
+    chooses them for half the cost; `keep`: share of the tokens that a pinned edit keeps. `dynamo`:
+    Dynamo makes the graph, which takes most of a check's time, instead of a trace of the call.
     """
 
     seed: int = 0
@@ -56,6 +57,7 @@ class Recipe:
     second: Second = "none"
     edits: Edits = "merge"
     keep: float = 0.7
+    dynamo: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -106,6 +108,7 @@ def recipe(seed: int) -> Recipe:
         # planning takes most of the time
         edits="budget" if sometimes(0.1) else draw.choice(get_args(Edits)[:-1]),
         keep=draw.choice([0.55, 0.6, 0.7, 0.9]),
+        dynamo=sometimes(0.15),
     )
     made = coinciding(made, draw) if sometimes() else made
     return consistent(made)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.fx import GraphModule, Interpreter
 from torch.utils._pytree import tree_leaves
 
@@ -99,6 +100,25 @@ def capture_calls(
         for call in calls:
             compiled(**call)
     return found
+
+
+def capture_trace(model: nn.Module, call: dict[str, Any]) -> Graph:
+    """The graph of one call, traced without Dynamo: sizes are fixed, and sites have no modules."""
+    held = dict(model.named_parameters())
+    inputs = (*held.values(), *call.values())
+
+    def run(*given: Any) -> Any:
+        split = len(held)
+        named = dict(zip(held, given[:split], strict=True))
+        return functional_call(model, named, (), dict(zip(call, given[split:], strict=True)))
+
+    graph = torch.fx.Graph()
+    entries = [graph.placeholder(f"input_{at}") for at in range(len(inputs))]
+    graph.output(graph.call_function(run, tuple(entries)))
+    with torch.no_grad():
+        captured = capture(GraphModule(nn.Module(), graph), inputs)
+    view = analyse(captured.module, list(captured.data_inputs), captured.examples)
+    return Graph(captured, view, inputs)
 
 
 def made(make: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> tuple[nn.Module, dict[str, Any]]:
