@@ -126,11 +126,17 @@ def without_cuts(label: Label) -> Label:
 
 def find_axis(label: Label, axis: Axis) -> tuple[int, int] | None:
     """First occurrence of an axis, as (dimension, place in it); None if the value lacks it."""
-    for at, dim in enumerate(label):
-        for place, factor in enumerate(dim):
-            if factor.axis.root is axis.root:
-                return at, place
-    return None
+    return next(iter(find_places(label, axis)), None)
+
+
+def find_places(label: Label, axis: Axis) -> list[tuple[int, int]]:
+    """All occurrences of an axis, as (dimension, place in it)."""
+    return [
+        (at, place)
+        for at, dim in enumerate(label)
+        for place, factor in enumerate(dim)
+        if factor.axis.root is axis.root
+    ]
 
 
 def with_cut(label: Label, at: tuple[int, int], cut: Any) -> Label:

@@ -9,7 +9,7 @@ import networkx as nx
 import torch
 from torch.fx import GraphModule, Node
 
-from tokenpass.graph.axis import Axis, find_axis
+from tokenpass.graph.axis import Axis, find_axis, find_places
 from tokenpass.graph.demand_lattice import NOTHING, Demand, Extent
 from tokenpass.graph.labels import Labels
 from tokenpass.graph.regions import AttentionRegion
@@ -144,8 +144,8 @@ def carries_stream(node: Node, axis: Axis, labels: Labels) -> bool:
     if node not in labels.of or not is_float(node):
         return False
     label = labels[node]
-    places = [at for at, dim in enumerate(label) for f in dim if f.axis.root is axis.root]
-    return len(places) == 1 and places[0] < len(label) - 1
+    places = find_places(label, axis)
+    return len(places) == 1 and places[0][0] < len(label) - 1
 
 
 def find_sites(

@@ -11,10 +11,7 @@ from torch.fx import Interpreter, Node
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
-from tokenpass.graph.axis import (
-    Label,
-    Size,
-)
+from tokenpass.graph.axis import Axis, Label, Size, find_places
 from tokenpass.graph.call import Operand
 from tokenpass.graph.view import View
 from tokenpass.tracing import fake_value
@@ -89,8 +86,19 @@ class NodeOperand(Operand):
 
 
 def stream_values(view: View) -> frozenset[Node]:
-    """Values that descend from a stream's birth (others are side operands)."""
+    """Values of single tokens that descend from a stream's birth; others are side operands.
+
+    A mask or a score belongs to a pair of tokens, even where it is computed from them: it is looked
+    up at the positions that stand for merged tokens, since the mean of hidden and visible is none.
+    """
     found: set[Node] = set()
     for stream in view.streams:
-        found |= {stream.birth} | view.downstream(stream.birth)
+        behind = {stream.birth} | view.downstream(stream.birth)
+        found |= {node for node in behind if not holds_pairs(view, node, stream.axis)}
     return frozenset(found)
+
+
+def holds_pairs(view: View, node: Node, axis: Axis) -> bool:
+    """Whether a value counts a stream's tokens in more than one dimension."""
+    labels = view.labels.of.get(node, ())
+    return any(len(find_places(label, axis)) > 1 for label in labels)
