@@ -12,7 +12,14 @@ from torch import nn
 from tests.fuzz.random_models import INPUT, build
 from tests.fuzz.recipes import Recipe, consistent
 from tests.models.examine import HALF
-from tests.models.harness import Graph, capture_calls, capture_trace, falling, tensors
+from tests.models.harness import (
+    Graph,
+    capture_calls,
+    capture_trace,
+    falling,
+    tensors,
+    varying_constants,
+)
 from tokenpass.edits import Edit
 from tokenpass.errors import PlanMismatchError
 from tokenpass.options import read_options
@@ -85,6 +92,9 @@ class Check:
         """All stages; raises `Wrong` at the first that fails."""
         model, call = build(self.recipe)
         self.graph = graph = attempt("capture", lambda: self.captured(model, call))
+        wrong = attempt("labels", lambda: varying_constants(graph))
+        if wrong:
+            raise Wrong("labels", wrong[0])
         dense = graph.dense()
         self.exact(graph, dense)
         self.plan = plan = attempt("plan", lambda: self.planned(graph))

@@ -115,6 +115,16 @@ def test_constant_axes_are_not_joined():
     assert ones.axis.root is not tokens.axis.root
 
 
+def test_constant_dimensions_lose_against_any_that_varies():
+    """However few factors they have: the result differs along it."""
+    rows, columns = make(2, 3)
+    ones = Factor(Axis(6, "ones", constant=True))
+    assert broadcast([((ones,),), ((rows, columns),)], AxisTable()) == ((rows, columns),)
+    half = Factor(Axis(2, "half", constant=True))
+    with pytest.raises(Unalignable):
+        broadcast([((half, columns),), (tuple(make(1, 2, 3)),)], AxisTable())
+
+
 def test_targets_follow_the_output_and_offer_the_batch():
     batch, tokens, width = make(2, 3, 4)
     short = Factor(tokens.axis, cut_of(tokens.axis, 2))

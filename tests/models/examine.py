@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.models.harness import Graph, capture_calls, made, relative
+from tests.models.harness import Graph, capture_calls, made, relative, varying_constants
 from tokenpass.capture.dynamo import CaptureRefused
 from tokenpass.options import read_options
 from tokenpass.passes import PASSES
@@ -57,6 +57,8 @@ def examine(name: str, make: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> 
         if not isinstance(refused, CaptureRefused):
             raise
         return Row(name, 1, True, 0, 0, (), (), 1.0, 0.0, None, (refused.rejection.code,))
+    for graph in graphs:
+        assert not varying_constants(graph)
     exact = [planned(graph, budget=1.0) for graph in graphs]
     half = [planned(graph, **HALF) for graph in graphs]
     errors = [reference_error(g, p) for g, p in zip(graphs, half, strict=True) if lossy(p)]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.fx import GraphModule, Interpreter
+from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from tests.models.zoo import FAMILIES
@@ -133,12 +133,12 @@ _KNOWN: dict[str, tuple[nn.Module, dict[str, Any], Graph]] = {}
 
 
 def family(name: str) -> tuple[nn.Module, dict[str, Any], Graph]:
-    """A family's model, call and graph; made once in a run."""
+    """A family's model, call and largest graph; made once in a run."""
     if name not in _KNOWN:
         model, call = made(FAMILIES[name])
         graphs = capture_calls(model, [call])
-        assert len(graphs) == 1, f"{name} gives {len(graphs)} graphs"
-        _KNOWN[name] = (model, call, graphs[0])
+        largest = max(graphs, key=lambda graph: len(graph.view.module.graph.nodes))
+        _KNOWN[name] = (model, call, largest)
     return _KNOWN[name]
 
 
@@ -156,6 +156,38 @@ def relative(got: Any, expected: Any) -> float:
         assert torch.isfinite(x).all()
         worst = max(worst, float((x - y).norm() / y.norm().clamp_min(1e-30)))
     return worst
+
+
+class ConstantsCheck(Interpreter):
+    """Runs a captured graph and notes values that vary along an axis that is called constant."""
+
+    def __init__(self, view: View) -> None:
+        super().__init__(view.module)
+        self.view = view
+        self.wrong: list[str] = []
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if not isinstance(value, torch.Tensor) or n not in self.view.labels.of:
+            return value
+        found = [factor for dim in self.view.labels[n] for factor in dim]
+        sizes = [hinted(factor.axis.size) for factor in found]
+        if None in sizes:  # known to the running model alone
+            return value
+        apart = value.reshape(sizes)
+        for at, factor in enumerate(found):
+            one = apart.narrow(at, 0, 1).expand_as(apart)
+            if factor.axis.constant and not torch.equal(apart, one):
+                self.wrong.append(f"{n.name} varies along {factor.axis}")
+        return value
+
+
+def varying_constants(graph: Graph) -> list[str]:
+    """Values of a call in which entries differ that the labels say are equal."""
+    run = ConstantsCheck(graph.view)
+    with torch.no_grad():
+        run.run(*graph.inputs)
+    return run.wrong
 
 
 # plans ---------------------------------------------------------------------------------------

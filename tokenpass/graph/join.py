@@ -31,11 +31,15 @@ def join_factors(left: Factor, right: Factor, table: AxisTable, linear: bool) ->
 
 
 def join_dims(dims: Sequence[Dim], table: AxisTable, linear: bool = True) -> Dim:
-    """The dimension that broadcasting gives; where the factors differ, the coarser list wins."""
+    """The dimension that broadcasting gives; where the factors differ, the coarser list wins.
+
+    Of lists whose entries vary, that is: what is equal everywhere says nothing about the result.
+    """
     dims = [dim for dim in dims if dim]
     if not dims:
         return ()
-    out = min(dims, key=len)
+    varied = [dim for dim in dims if not all(factor.axis.constant for factor in dim)]
+    out = min(varied or dims, key=len)
     for dim in dims:
         if dim is out:
             continue
@@ -46,6 +50,8 @@ def join_dims(dims: Sequence[Dim], table: AxisTable, linear: bool = True) -> Dim
             out = tuple(join_factors(a, b, table, linear) for a, b in pairs)
         elif any(f.cut is not None for f in (*dim, *out)):
             raise Unalignable("dimensions of different factors meet after one was shortened")
+        elif dim in varied and is_constant(out):
+            raise Unalignable("a dimension is partly constant, and meets one of other factors")
     return out if linear else tuple(replace(f, extensive=False) for f in out)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tokenpass.graph.axis import Axis, Label, find_axis, is_constant
+from tokenpass.graph.axis import Axis, Dim, Label, find_axis, is_constant
 from tokenpass.graph.call import Call, Runner, is_one
 from tokenpass.graph.demand_lattice import (
     NOTHING,
@@ -30,7 +30,20 @@ class Pointwise(Rule):
 
     def infer(self, call: Call) -> tuple[Label, ...]:
         labels = [operand.label for operand in call.operands]
-        return (broadcast(labels, call.table, self.linear),)
+        joined = broadcast(labels, call.table, self.linear)
+        back = len(joined)
+        return (tuple(self.counted(call, at - back, dim) for at, dim in enumerate(joined)),)
+
+    def counted(self, call: Call, at: int, dim: Dim) -> Dim:
+        """A dimension of several factors that meets a single constant one counts anew.
+
+        As where it meets one that varies: the coarser list wins, but a constant one is no axis.
+        """
+        if len(dim) < 2 or any(factor.cut is not None for factor in dim):
+            return dim
+        met = [o.label[at] for o in call.operands if len(o.label) >= -at]
+        coarser = [other[0] for other in met if len(other) == 1]
+        return (call.fresh(("counted", at), coarser[0].axis.size),) if coarser else dim
 
     def keeps_sums(self, call: Call) -> bool:
         return self.linear and not any(summed_places(o.label) for o in call.operands[1:])
