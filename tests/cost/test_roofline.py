@@ -9,6 +9,9 @@ import sympy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn import functional as F
 
 from tokenpass.cost.fusion import OWNER_KEY, FusionGroup
@@ -103,6 +106,19 @@ def test_missing_level_is_named(symbolic_layer, toy):
         cost.evaluate({tokens: 4}, toy)
     with pytest.raises(InternalError, match=str(tokens)):
         cost.per_group({}, toy)
+
+
+def test_sizes_that_only_the_data_decide_have_a_cost(toy):
+    def chosen(x, mask):
+        return x[mask] @ x.mT
+
+    env = ShapeEnv(allow_dynamic_output_shape_ops=True)
+    with FakeTensorMode(shape_env=env):
+        inputs = torch.randn(30, 8), torch.ones(30, dtype=torch.bool)
+    cost = graph_cost(make_fx(chosen, tracing_mode="real", pre_dispatch=True)(*inputs))
+    (count,) = cost.symbols
+    assert cost.evaluate({}, toy) > cost.evaluate({count: 1}, toy) > 0
+    assert len(cost.per_group({}, toy)) == len(cost.groups)
 
 
 def test_owners_nodes_and_groups_sum_to_the_whole(trace, toy):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import sympy
 from torch import fx
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from tokenpass.cost.cost_rules import CostRule
 from tokenpass.cost.device import DeviceProfile
@@ -24,6 +25,9 @@ from tokenpass.ops.cost_record import Work
 
 Objective = Literal["latency", "flops"]
 Levels = Mapping[sympy.Symbol, int]
+
+DATA_DEPENDENT = 128
+"""What a size counts as that only the running model knows (how many entries are not zero)."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +167,8 @@ class _Evaluator:
         for symbols, counts, memory in self._cells:
             try:
                 point = tuple([levels[symbol] for symbol in symbols])
-            except KeyError as missing:
-                raise InternalError(f"cost: no level for symbol {missing.args[0]}") from None
+            except KeyError:
+                point = tuple([_value(levels, symbol) for symbol in symbols])
             cost = memory.get(point)
             if cost is None:
                 cost = memory[point] = sum(count * self._one(form, point) for form, count in counts)
@@ -183,9 +187,11 @@ def _measure(profile: DeviceProfile, objective: Objective) -> Callable[[GroupSiz
 
 
 def _value(levels: Levels, symbol: sympy.Symbol) -> int:
-    if symbol not in levels:
-        raise InternalError(f"cost: no level for symbol {symbol}")
-    return levels[symbol]
+    if symbol in levels:
+        return levels[symbol]
+    if symbol_is_type(symbol, SymT.UNBACKED_INT):
+        return DATA_DEPENDENT
+    raise InternalError(f"cost: no level for symbol {symbol}")
 
 
 def graph_cost(gm: fx.GraphModule, op_costs: Mapping[Any, CostRule] | None = None) -> GraphCost:
