@@ -203,6 +203,8 @@ class AdvancedIndex(Rule):
     def read_by(self, call: Call, dim: int) -> Demand | None:
         """Demand at the index's node, if it holds one position for each sample in order."""
         dims, nodes = self.indexed(call), list(call.node.args[1])  # type: ignore[arg-type]
+        if dim not in dims or not self.regular(call):
+            return None
         node, others = nodes[dim], [nodes[at] for at in dims if at != dim]
         one_each = len(call["indices"][dim].label) == 1 and len(others) == 1
         if not one_each or not is_range(others[0]) or not isinstance(node, torch.fx.Node):
