@@ -128,13 +128,3 @@ def choices_of(found: Found, view: View) -> tuple[Choice, ...]:
     )
 
 
-def levels_used(candidates: Sequence[Candidate], levels: Sequence[int]) -> list[int | None]:
-    """The count behind each candidate that removes something, None for the others."""
-    incoming: dict[int, int] = {}
-    used: list[int | None] = []
-    for candidate, level in zip(candidates, levels, strict=True):
-        key = id(candidate.stream)
-        before = incoming.get(key, int(hinted(candidate.stream.axis.size)))
-        used.append(level if level < before else None)
-        incoming[key] = level
-    return used

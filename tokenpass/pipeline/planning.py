@@ -15,7 +15,7 @@ from tokenpass.graph.axis import Size
 from tokenpass.graph.view import View, fingerprint
 from tokenpass.options import all_passes
 from tokenpass.passes.base import LossyPass
-from tokenpass.pipeline.found import Found, choices_of, find_edits, levels_used
+from tokenpass.pipeline.found import Found, choices_of, find_edits
 from tokenpass.pipeline.pinned import carry_out_pinned
 from tokenpass.pipeline.planned import (
     Planned,
@@ -25,6 +25,7 @@ from tokenpass.pipeline.planned import (
     op_costs,
     size_hints,
 )
+from tokenpass.plan.choice import levels_used
 from tokenpass.plan.levels import constant, evaluator, level_expression
 from tokenpass.plan.plan_file import pinned_plan
 from tokenpass.plan.planner import Chosen, choose, keep_all
@@ -139,7 +140,7 @@ class Planner:
             chosen = choose(prices.choices, prices, aim, self.config.max_error)
             if chosen.cost >= bound:
                 break
-            made = self.make(chosen, exact)
+            made = self.make(prices, chosen, exact)
             if best is None or made.plan.planned_cost < best.plan.planned_cost:
                 best = made
             over = 0.0 if aim is None or budget is None else made.plan.share / budget
@@ -173,9 +174,9 @@ class Planner:
         short = self.view.caches if self.config.shorter_cache else frozenset()
         return Actions(at, cuts, short)
 
-    def make(self, chosen: Chosen, keep_exact: bool) -> Planned:
+    def make(self, prices: Prices, chosen: Chosen, keep_exact: bool) -> Planned:
         """The graph of chosen levels."""
-        used = levels_used(self.found.candidates, chosen.levels)
+        used = levels_used(prices.choices, chosen.levels)
         expressions = [
             None
             if count is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 class Choice:
     """One place where tokens could leave.
 
-    `stream`: which stream (they have counts of their own); `tokens`: its full length; `depth`:
+    `stream`: which run of a stream's sites, from a place where all its tokens are there to the next
+    (runs have counts of their own); `tokens`: its full length; `depth`:
     share of its attention layers before the site; `lowest`: least share of the incoming tokens
     that may stay; `never_below`: tokens that stay at any level; `spared`: tokens that stay beside
     the lowest share; `weight`: prior error of the policy; `fixed`: a share of the incoming tokens
@@ -32,3 +34,19 @@ class Choice:
         """The fewest tokens that may stay of those that come in."""
         share = -int(-incoming * self.lowest // 1)
         return min(incoming, max(self.never_below, share + self.spared))
+
+
+def incoming_counts(choices: Sequence[Choice], levels: Sequence[int]) -> list[int]:
+    """The tokens that come to each choice, if `levels[i]` are left behind choice i."""
+    left: dict[int, int] = {}
+    found = []
+    for choice, level in zip(choices, levels, strict=True):
+        found.append(left.get(choice.stream, choice.tokens))
+        left[choice.stream] = level
+    return found
+
+
+def levels_used(choices: Sequence[Choice], levels: Sequence[int]) -> list[int | None]:
+    """The count behind each choice that removes something, None for the others."""
+    pairs = zip(incoming_counts(choices, levels), levels, strict=True)
+    return [level if level < before else None for before, level in pairs]

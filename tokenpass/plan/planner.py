@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tokenpass.plan.choice import Choice
+from tokenpass.plan.choice import Choice, incoming_counts
 from tokenpass.plan.prior import plan_error
 
 Levels = tuple[int, ...]
@@ -175,13 +175,14 @@ def fewest_stages(choices: Sequence[Choice], fitting: Sequence[tuple[Schedule, L
 
 def use_up(choices: Sequence[Choice], cost: Cost, goal: float, levels: Levels) -> Levels:
     """Raise counts, the last stages first, while the goal is still met."""
-    step = friendly(16, choices[0].tokens) or 1
-    stages = [at for at in range(len(levels)) if at == 0 or levels[at] != levels[at - 1]]
-    for start in reversed(stages):
+    incoming = incoming_counts(choices, levels)
+    for start in reversed([at for at, level in enumerate(levels) if level < incoming[at]]):
+        before, stream = incoming[start], choices[start].stream
+        step = friendly(16, choices[start].tokens) or 1
         raised = list(levels)
-        before = levels[start - 1] if start else choices[start].tokens
         for at in range(start, len(levels)):
-            if levels[at] == levels[start] and choices[at].fixed is None:
+            same = levels[at] == levels[start] and choices[at].stream == stream
+            if same and choices[at].fixed is None:
                 raised[at] = min(before, levels[at] + step)
         if raised[start] < before and cost(raised) <= goal:
             levels = tuple(raised)

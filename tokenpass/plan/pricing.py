@@ -9,21 +9,22 @@ drops the operators that the edit would have added.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
 import torch
 from torch._dynamo.source import ConstantSource
 from torch._subclasses import FakeTensorMode
+from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from tokenpass.cost.device import DeviceProfile
 from tokenpass.cost.roofline import GraphCost, Objective, graph_cost
 from tokenpass.edits import Rejection
 from tokenpass.graph.view import View
-from tokenpass.plan.choice import Choice
+from tokenpass.plan.choice import Choice, levels_used
 from tokenpass.rewrite.restoring import ReplayRefused
 from tokenpass.rewrite.rewriter import Actions, rewrite_at_levels, static_fakes
 
@@ -40,14 +41,10 @@ class Prices:
 
     def __call__(self, levels: Sequence[int]) -> float:
         """Cost of the plan that keeps `levels[i]` tokens behind choice i."""
-        incoming: dict[int, int] = {}
-        unused = []
-        for at, (choice, level) in enumerate(zip(self.choices, levels, strict=True)):
-            if level >= incoming.get(choice.stream, choice.tokens):
-                unused.append(at)
-            incoming[choice.stream] = level
+        used = levels_used(self.choices, levels)
+        unused = tuple(at for at, level in enumerate(used) if level is None)
         values = dict(zip(self.symbols, map(int, levels), strict=True))
-        return self.cost.evaluate(values, self.profile, self.objective, tuple(unused))
+        return self.cost.evaluate(values, self.profile, self.objective, unused)
 
 
 def level_symbols(env: ShapeEnv, hints: Sequence[int]) -> list[torch.SymInt]:
@@ -71,15 +68,54 @@ def price(
 ) -> Prices:
     """Replay all choices with symbolic levels; raises `ReplayRefused` if one is unsound.
 
+    The choices of the result are in runs: where an operator between two sites needs all tokens,
+    they come back, and what the first site removed is there again at the second.
+
     `actions_at(levels)` gives the replay's actions for counts of tokens, one for each choice.
     """
-    env = ShapeEnv()
-    mode = FakeTensorMode(shape_env=env)
-    mode.cache_enabled = False
-    levels = level_symbols(env, example_levels(choices))
-    module = rewrite_at_levels(view, actions_at, levels, static_fakes(fakes, mode), mode)
-    symbols = tuple(level.node.expr for level in levels)
-    return Prices(graph_cost(module, op_costs), symbols, choices, profile, objective)
+    module, symbols, restored = replay_with_symbols(view, fakes, choices, actions_at)
+    runs = in_runs(choices, restored)
+    return Prices(graph_cost(module, op_costs), symbols, runs, profile, objective)
+
+
+def replay_with_symbols(
+    view: View,
+    fakes: Sequence[Any],
+    choices: tuple[Choice, ...],
+    actions_at: Callable[[Sequence[Any]], Actions],
+) -> tuple[GraphModule, tuple[sympy.Symbol, ...], frozenset[int]]:
+    """The graph with all choices at symbolic levels, the symbols, and where tokens had come back.
+
+    A count that fits the tokens left by the site before may be too low for all of them: such a
+    place shows by that, and the replay starts again.
+    """
+    came_back: frozenset[int] = frozenset()
+    while True:
+        env = ShapeEnv()
+        mode = FakeTensorMode(shape_env=env)
+        mode.cache_enabled = False
+        levels = level_symbols(env, example_levels(in_runs(choices, came_back)))
+        inputs = static_fakes(fakes, mode)
+        try:
+            module, restored = rewrite_at_levels(view, actions_at, levels, inputs, mode)
+        except ReplayRefused as refused:
+            at, code = refused.owner, refused.rejection.code
+            if at is None or at in came_back or code != "level_out_of_range":
+                raise
+            came_back |= {at}
+            continue
+        return module, tuple(level.node.expr for level in levels), restored
+
+
+def in_runs(choices: Sequence[Choice], restored: Collection[int]) -> tuple[Choice, ...]:
+    """Choices with a stream of their own behind every place where their tokens had come back."""
+    run: dict[int, int] = {}
+    found: list[Choice] = []
+    for at, choice in enumerate(choices):
+        if at in restored or choice.stream not in run:
+            run[choice.stream] = at
+        found.append(replace(choice, stream=run[choice.stream]))
+    return tuple(found)
 
 
 def example_levels(choices: Sequence[Choice]) -> list[int]:

@@ -49,7 +49,11 @@ class Action:
 
 
 class Replay(Restoring):
-    """Interprets the captured graph with edits. `actions` make a reduction at a site's node."""
+    """Interprets the captured graph with edits. `actions` make a reduction at a site's node.
+
+    `barriers`: operators before which tokens came back; `restored`: owners of the edits that found
+    all of their stream's tokens (its first one, and those behind such a place).
+    """
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Replay(Restoring):
         self.read_cuts = read_cuts
         self.keep_short = keep_short
         self.barriers: list[Rejection] = []
+        self.restored: set[int] = set()
 
     def run_node(self, n: Node) -> Any:
         if n in self.env:
@@ -249,6 +254,8 @@ class Replay(Restoring):
         at = find_axis(label, reduction.axis)
         if at is None or label[at[0]][at[1]].cut is not reduction.parent:
             raise Unalignable(f"{node.name} does not carry the reduction's parent")
+        if reduction.parent is None:
+            self.restored.add(reduction.owner)
         reduction.memo["saved_label"] = label
         goal = with_cut(label, at, reduction)
         operand = NodeOperand(label, tuple(fake_value(node).shape), value, True, node=node)

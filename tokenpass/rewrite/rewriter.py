@@ -59,17 +59,23 @@ def rewrite_at_levels(
     levels: Sequence[torch.SymInt],
     fakes: Sequence[Any],
     mode: FakeTensorMode,
-) -> GraphModule:
-    """The same with symbolic levels, which become inputs of the graph: to price it, not to run."""
+) -> tuple[GraphModule, frozenset[int]]:
+    """The same with symbolic levels, which become inputs of the graph: to price it, not to run.
+
+    Gives with it the owners of the edits that found all of their stream's tokens.
+    """
+    restored: set[int] = set()
 
     def run(*inputs: Any) -> Any:
         actions = actions_at(inputs[len(fakes) :])
         replay = Replay(view, actions.at, actions.read_cuts, actions.keep_short)
-        return replay.run(*inputs[: len(fakes)])
+        outputs = replay.run(*inputs[: len(fakes)])
+        restored.update(replay.restored)
+        return outputs
 
     traced = retrace(run, [*fakes, *levels], mode)
     mark_owners(traced)
-    return traced
+    return traced, frozenset(restored)
 
 
 def mark_owners(module: GraphModule) -> None:
