@@ -105,8 +105,7 @@ class Check:
         got = attempt("run", lambda: graph.run(module))
         compared("dense", got, dense, FAR)
         if all(rejection.code != "barrier" for rejection in plan.plan.rejections):
-            edits, seed = plan.plan.edits, plan.plan.seed
-            expected = attempt("reference", lambda: graph.reference(edits, seed))
+            expected = attempt("reference", lambda: graph.reference(plan))
             compared("reference", got, expected, REFERENCE)
         self.future(graph, plan, dense, got)
 

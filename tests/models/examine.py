@@ -107,7 +107,7 @@ def exact_error(graph: Graph, plan: Planned) -> float:
 def reference_error(graph: Graph, plan: Planned) -> float:
     """Distance of a plan's graph to the plan's reference."""
     assert plan.module is not None
-    expected = graph.reference(plan.plan.edits, plan.plan.seed)
+    expected = graph.reference(plan)
     return relative(graph.run(plan.module), expected)
 
 

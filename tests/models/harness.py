@@ -22,8 +22,7 @@ from tokenpass.options import read_options
 from tokenpass.passes import PASSES
 from tokenpass.passes.base import Candidate, LossyPass, PassContext
 from tokenpass.pipeline import Planned, make_plan
-from tokenpass.pipeline.facts import facts_of
-from tokenpass.reference.interpreter import Reference
+from tokenpass.pipeline.facts import reference_of
 from tokenpass.rewrite.rewriter import hinted
 
 
@@ -49,11 +48,10 @@ class Graph:
         mark = fingerprint(self.view.module)
         return make_plan(self.view, self.captured, pinned(edits, mark, **options))
 
-    def reference(self, edits: Sequence[Edit], seed: int = 0) -> list[Any]:
-        """The graph's outputs with the edits carried out at full length."""
+    def reference(self, planned: Planned) -> list[Any]:
+        """The graph's outputs with a plan's edits carried out at full length."""
         with torch.no_grad():
-            run = Reference(self.view.module, edits, facts_of(self.view), seed).run
-            return list(run(*self.inputs))
+            return list(reference_of(planned).run(*self.inputs))
 
 
 def pinned(edits: Sequence[Edit], mark: str, **options: Any) -> Config:

@@ -58,7 +58,7 @@ def check(name: str, edits: list[Edit], seed: int = 3) -> None:
     assert edits
     planned = graph.planned(edits, seed=seed)
     assert planned.module is not None
-    got, expected = graph.run(planned.module), graph.reference(edits, seed)
+    got, expected = graph.run(planned.module), graph.reference(planned)
     assert relative(got, expected) < TOLERANCE.get(name, 1e-9)
     assert relative(got, graph.dense()) > 1e-6  # something happened at all
 

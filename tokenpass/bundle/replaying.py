@@ -15,8 +15,7 @@ from tokenpass.bundle.folder import PLAN, Bundle
 from tokenpass.graph.view import analyse
 from tokenpass.options import read_options
 from tokenpass.pipeline import make_plan
-from tokenpass.pipeline.facts import facts_of
-from tokenpass.reference.interpreter import Reference
+from tokenpass.pipeline.facts import reference_of
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 COARSE = 3e-2
@@ -58,16 +57,14 @@ def replay(bundle: Bundle) -> Outcome:
     dense = outputs(Interpreter(view.module).run(*bundle.inputs))
     dtype = next((x.dtype for x in dense), torch.float64)
     tolerance = TOLERANCE.get(dtype, COARSE)
-    edits, seed = planned.plan.edits, planned.plan.seed
     barriers = sum(rejection.code == "barrier" for rejection in planned.plan.rejections)
     if planned.module is None:
         return Outcome(0, barriers, None, None, None, tolerance)
     with torch.no_grad():
         got = outputs(Interpreter(planned.module).run(*bundle.inputs))
-        reference = Reference(view.module, edits, facts_of(view), seed)
-        expected = outputs(reference.run(*bundle.inputs))
+        expected = outputs(reference_of(planned).run(*bundle.inputs))
     return Outcome(
-        len(edits),
+        len(planned.plan.edits),
         barriers,
         farthest(got, expected),
         farthest(got, dense),

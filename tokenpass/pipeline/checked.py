@@ -12,10 +12,9 @@ from torch.utils._pytree import tree_leaves
 from tokenpass.capture.dynamo import Captured
 from tokenpass.config import Config
 from tokenpass.lower.verify import Promise, compare, is_random, separate, verified
-from tokenpass.pipeline.facts import facts_of
+from tokenpass.pipeline.facts import reference_of
 from tokenpass.pipeline.fuel import bisecting, first_bad_edit
 from tokenpass.pipeline.planned import Planned
-from tokenpass.reference.interpreter import Reference
 from tokenpass.tracing import output_nodes
 
 
@@ -45,12 +44,6 @@ def checked(
         reference=lambda inputs: reference_of(planned).run(*inputs),
         blame=blame,
     )
-
-
-def reference_of(planned: Planned) -> Reference:
-    """The slow interpreter of a plan."""
-    plan = planned.plan
-    return Reference(planned.view.module, plan.edits, facts_of(planned.view), plan.seed)
 
 
 def differs(planned: Planned, inputs: Sequence[Any], config: Config) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch.fx import Node
@@ -10,10 +12,26 @@ from tokenpass.errors import InternalError
 from tokenpass.graph.regions import AttentionRegion
 from tokenpass.graph.sites import Site, Stream, batch_place
 from tokenpass.graph.view import View
-from tokenpass.reference.facts import FUSED, AttentionFacts, GraphFacts, SiteFacts, StreamFacts
+from tokenpass.pipeline.planned import Planned
+from tokenpass.reference.facts import (
+    FUSED,
+    AttentionFacts,
+    GraphFacts,
+    ShortFacts,
+    SiteFacts,
+    StreamFacts,
+)
+from tokenpass.reference.interpreter import Reference
+from tokenpass.rewrite.rewriter import Rewritten, Short
 
 
-def facts_of(view: View) -> GraphFacts:
+def reference_of(planned: Planned) -> Reference:
+    """The slow interpreter of a plan."""
+    plan, facts = planned.plan, facts_of(planned.view, planned.rewritten)
+    return Reference(planned.view.module, plan.edits, facts, plan.seed)
+
+
+def facts_of(view: View, made: Rewritten | None) -> GraphFacts:
     """The names and numbers that the reference is told."""
     attentions = {
         node: fused_facts(node, view)
@@ -27,7 +45,27 @@ def facts_of(view: View) -> GraphFacts:
         for at, stream in enumerate(view.streams)
         for site in stream.sites
     }
-    return GraphFacts(streams, tuple(attentions.values()), sites)
+    facts = GraphFacts(streams, tuple(attentions.values()), sites)
+    if made is None:
+        return facts
+    whole = frozenset(node.name for node in made.whole)
+    short, averaged = short_facts(made.short, view), short_facts(made.averaged, view)
+    return replace(facts, short=short, averaged=averaged, whole=whole)
+
+
+def short_facts(
+    values: Mapping[Node, tuple[Short, ...]], view: View
+) -> dict[str, tuple[ShortFacts, ...]]:
+    """Names, and the numbers of streams."""
+    return {
+        node.name: tuple(
+            ShortFacts(one.dim, at, one.batch_dim)
+            for one in dims
+            for at, stream in enumerate(view.streams)
+            if stream.axis.root is one.axis
+        )
+        for node, dims in values.items()
+    }
 
 
 def stream_facts(stream: Stream, view: View) -> StreamFacts:

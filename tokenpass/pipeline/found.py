@@ -126,5 +126,3 @@ def choices_of(found: Found, view: View) -> tuple[Choice, ...]:
         )
         for c, fixed in zip(found.candidates, found.fixed, strict=True)
     )
-
-

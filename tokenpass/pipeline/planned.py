@@ -19,7 +19,7 @@ from tokenpass.graph.view import View
 from tokenpass.ops import OPERATORS
 from tokenpass.options import all_passes
 from tokenpass.passes.base import ExactPass
-from tokenpass.rewrite.rewriter import Actions, rewrite
+from tokenpass.rewrite.rewriter import Actions, Rewritten, rewrite
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +28,16 @@ class Planned:
 
     view: View
     plan: Plan
-    module: GraphModule | None
+    rewritten: Rewritten | None
     dense: GraphCost
     edited: GraphCost | None
     profile: DeviceProfile
     sizes: Mapping[sympy.Symbol, int]
+
+    @property
+    def module(self) -> GraphModule | None:
+        """The edited graph."""
+        return None if self.rewritten is None else self.rewritten.module
 
     @property
     def exact(self) -> bool:
@@ -79,13 +84,13 @@ def carried_out(
 ) -> Planned:
     """The graph that actions give, priced as itself."""
     made = rewrite(unedited.view, actions, captured.fakes, captured.mode)
-    module, rejections = made.module, (*unedited.plan.rejections, *made.barriers)
-    edited = graph_cost(module, op_costs())
+    rejections = (*unedited.plan.rejections, *made.barriers)
+    edited = graph_cost(made.module, op_costs())
     cost = edited.evaluate(unedited.sizes, unedited.profile, config.objective)
     plan = replace(
         unedited.plan, edits=edits, planned_cost=cost, notes=notes, rejections=rejections
     )
-    return replace(unedited, plan=plan, module=module, edited=edited)
+    return replace(unedited, plan=plan, rewritten=made, edited=edited)
 
 
 def declined(exact: Planned) -> Planned:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -59,12 +59,32 @@ class SiteFacts:
 
 
 @dataclass(frozen=True)
+class ShortFacts:
+    """A dimension of a value in which the edited graph holds groups: whose, and where samples are.
+
+    `batch_dim`: the dimension that counts samples (heads may follow in it); None: there is none.
+    """
+
+    dim: int
+    stream: int
+    batch_dim: int | None
+
+
+@dataclass(frozen=True)
 class GraphFacts:
-    """All of a graph that the reference is told."""
+    """All of a graph and its plan that the reference is told.
+
+    `short`: values that the edited graph holds with fewer tokens: whoever needs them all reads
+    every token's representative. `averaged`: values that it holds at full length, of which short
+    ones meet the mean over each group. `whole`: sites' nodes at which all tokens are there again.
+    """
 
     streams: tuple[StreamFacts, ...]
     attentions: tuple[AttentionFacts, ...]
     sites: dict[str, SiteFacts]
+    short: dict[str, tuple[ShortFacts, ...]] = field(default_factory=dict)
+    averaged: dict[str, tuple[ShortFacts, ...]] = field(default_factory=dict)
+    whole: frozenset[str] = frozenset()
 
 
 FUSED = torch.ops.aten.scaled_dot_product_attention.default

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_arg
 
 from tokenpass.edits import Edit
 from tokenpass.ops.merge_assignment import merge_best, padding_first
@@ -28,7 +29,7 @@ from tokenpass.reference.attention import (
     grouped_values,
     hidden_keys,
 )
-from tokenpass.reference.facts import FUSED, AttentionFacts, GraphFacts, SiteFacts
+from tokenpass.reference.facts import FUSED, AttentionFacts, GraphFacts, ShortFacts, SiteFacts
 from tokenpass.reference.groups import Groups, rows, untouched
 from tokenpass.reference.levels import level_count
 
@@ -58,11 +59,52 @@ class Reference(Interpreter):
         self.named = {node.name: node for node in module.graph.nodes}
 
     def run_node(self, n: Node) -> Any:
+        edits = self.edits.get(n.name, [])
+        if n.name in self.facts.whole:
+            for edit in edits:
+                self.groups.pop(self.facts.sites[edit.site].stream, None)
         value = self.settle(n, self.run_grouped(n))
-        for edit in self.edits.get(n.name, []):
+        for edit in edits:
             self.env[n] = value
             value = self.carry_out(edit, self.facts.sites[edit.site], value)
         return self.bring_back(n, value)
+
+    def map_nodes_to_values(self, args: Any, n: Node) -> Any:
+        """The operands of a node, as its edited twin reads them.
+
+        Where it needs all tokens of a short value, it reads representatives; where a value with all
+        tokens meets a short one, the mean over each group.
+        """
+
+        def read(source: Node) -> Any:
+            value = self.env[source]
+            if n.name not in self.facts.short:
+                return self.each(self.facts.short.get(source.name, ()), value, representatives)
+            if source.name not in self.facts.short:
+                return self.each(self.facts.averaged.get(source.name, ()), value, group_means)
+            return value
+
+        return map_arg(args, read)
+
+    def each(
+        self,
+        dims: Sequence[ShortFacts],
+        value: Any,
+        change: Callable[[Tensor, Groups], Tensor],
+    ) -> Any:
+        """A value changed in every dimension that holds groups."""
+        for short in dims:
+            groups = self.groups.get(short.stream)
+            if groups is None or (short.batch_dim is None and groups.samples > 1):
+                continue
+            flat = flattened(value, short.dim, short.batch_dim)
+            value = unflattened(change(flat, groups), value, short.dim, short.batch_dim)
+        return value
+
+    def is_short(self, node: Node, dim: int) -> bool:
+        """Whether a dimension (counted from the end) holds groups in the edited graph."""
+        rank = self.env[node].dim()
+        return any(short.dim == rank + dim for short in self.facts.short.get(node.name, ()))
 
     # attention ---------------------------------------------------------------------------
 
@@ -71,21 +113,28 @@ class Reference(Interpreter):
         for attention in self.facts.attentions:
             if n.name not in (attention.node, attention.softmax):
                 continue
-            asking = self.groups_of(attention.query_stream)
-            answering = self.groups_of(attention.key_stream)
-            if asking is None and answering is None:
-                continue
             args, kwargs = self.fetch_args_kwargs_from_env(n)
+            first, second = n.all_input_nodes[0], n.all_input_nodes[-1]
             if n.target is FUSED:
+                query, key = self.named[attention.query], self.named[attention.key]
+                asking = self.groups_of(attention.query_stream, query, -2)
+                answering = self.groups_of(attention.key_stream, key, -2)
+                if answering is None:  # keys with all tokens meet short values
+                    answering = self.groups_of(attention.key_stream, n.all_input_nodes[2], -2)
+                    averaged = self.facts.averaged.get(key.name, ())
+                    args = (args[0], self.each(averaged, args[1], group_means), *args[2:])
                 return grouped_attention(*args, **kwargs, asking=asking, answering=answering)
             if n.name == attention.softmax:
+                asking = self.groups_of(attention.query_stream, first, -2)
+                answering = self.groups_of(attention.key_stream, first, -1)
                 return grouped_softmax(args[0], asking, answering)
+            answering = self.groups_of(attention.key_stream, second, -2)
             return args[0] @ grouped_values(args[1], answering)
         return super().run_node(n)
 
-    def groups_of(self, stream: int | None) -> Groups | None:
-        """The groups of a stream, None while all its tokens are there by themselves."""
-        return None if stream is None else self.groups.get(stream)
+    def groups_of(self, stream: int | None, node: Node, dim: int) -> Groups | None:
+        """The groups that an operand's dimension holds, None where it holds single tokens."""
+        return self.groups.get(stream) if stream is not None and self.is_short(node, dim) else None
 
     def settle(self, n: Node, value: Any) -> Any:
         """A value of a stream's chain: real members of a group have their mean.
@@ -94,19 +143,10 @@ class Reference(Interpreter):
         """
         for at, groups in self.groups.items():
             place = self.facts.streams[at].chain.get(n.name)
-            if place is None or not isinstance(value, Tensor):
+            if place is None or n.name not in self.facts.short:
                 continue
-            tokens, batch = place
-            flat = flattened(value, tokens, batch).clone()
-            for sample, seats in enumerate(groups.seats().tolist()):
-                for seat in seats:
-                    members = groups.members(sample, seat)
-                    real = members[~groups.padding[sample, members]]
-                    if len(real) == 0:
-                        flat[sample, members] = flat[sample, seat].clone()
-                    elif len(real) > 1:
-                        flat[sample, real] = flat[sample, real].mean(0)
-            value = unflattened(flat, value, tokens, batch)
+            flat = group_means(flattened(value, *place), groups)
+            value = unflattened(flat, value, *place)
         return value
 
     # edits -------------------------------------------------------------------------------
@@ -273,6 +313,26 @@ class Reference(Interpreter):
         for source in node.all_input_nodes:
             self.env.setdefault(source, self.ahead(source))
         return super().run_node(node)
+
+
+def representatives(flat: Tensor, groups: Groups) -> Tensor:
+    """`[batch, tokens, ..]` (heads may lie in the batch): each token has its representative's."""
+    return rows(flat, groups.stands, 1)
+
+
+def group_means(flat: Tensor, groups: Groups) -> Tensor:
+    """The same: real members of a group have their mean, padding what the token that stays has."""
+    out, heads = flat.clone(), flat.shape[0] // groups.samples
+    for sample, seats in enumerate(groups.seats().tolist()):
+        part = out[sample * heads : (sample + 1) * heads]
+        for seat in seats:
+            members = groups.members(sample, seat)
+            real = members[~groups.padding[sample, members]]
+            if len(real) == 0:
+                part[:, members] = part[:, seat : seat + 1].clone()
+            elif len(real) > 1:
+                part[:, real] = part[:, real].mean(1, keepdim=True)
+    return out
 
 
 def to_rows(value: Tensor, site: SiteFacts) -> Tensor:

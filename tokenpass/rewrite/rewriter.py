@@ -11,8 +11,10 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
 
 from tokenpass.edits import Rejection
+from tokenpass.graph.axis import Axis, Label, find_axis
 from tokenpass.graph.view import View
 from tokenpass.rewrite.read_cut import ReadCut
+from tokenpass.rewrite.reduction import Reduction
 from tokenpass.rewrite.replay import Action, Replay
 from tokenpass.rewrite.verify import verify_rewrite
 from tokenpass.tracing import carry_over, retrace
@@ -33,11 +35,28 @@ class Actions:
 
 
 @dataclass(frozen=True, eq=False)
+class Short:
+    """A dimension of a captured value that the new graph holds with fewer tokens."""
+
+    dim: int
+    axis: Axis
+    batch_dim: int | None
+
+
+@dataclass(frozen=True, eq=False)
 class Rewritten:
-    """The new graph, and the operators before which tokens had to be restored."""
+    """The new graph, and what it does with the values of the captured one, by node.
+
+    `barriers`: operators before which tokens had to be restored; `short`: values that have lost
+    tokens; `averaged`: values at full length that lost them where they met a short one; `whole`:
+    sites whose first edit found all tokens of the stream.
+    """
 
     module: GraphModule
-    barriers: tuple[Rejection, ...]
+    barriers: tuple[Rejection, ...] = ()
+    short: Mapping[Node, tuple[Short, ...]] = field(default_factory=dict)
+    averaged: Mapping[Node, tuple[Short, ...]] = field(default_factory=dict)
+    whole: frozenset[Node] = frozenset()
 
 
 def rewrite(view: View, actions: Actions, fakes: Sequence[Any], mode: FakeTensorMode) -> Rewritten:
@@ -50,7 +69,54 @@ def rewrite(view: View, actions: Actions, fakes: Sequence[Any], mode: FakeTensor
     carry_over(view.module, traced)
     mark_owners(traced)
     verify_rewrite(view.module, traced, actions.keep_short)
-    return Rewritten(traced, tuple(replay.barriers))
+    whole = frozenset(replay.restored.values())
+    short, averaged = short_values(replay), averaged_values(replay)
+    return Rewritten(traced, tuple(replay.barriers), short, averaged, whole)
+
+
+def short_values(replay: Replay) -> dict[Node, tuple[Short, ...]]:
+    """Values that have lost tokens to an edit that is not exact."""
+    found = {}
+    for node, (label, *_) in replay.now.items():
+        short = [
+            Short(at, factor.axis.root, batch_dim(label, factor.cut))
+            for at, dim in enumerate(label)
+            for factor in dim
+            if len(dim) == 1 and not factor.extensive and loses_tokens(factor.cut)
+        ]
+        if short:
+            found[node] = tuple(short)
+    return found
+
+
+def averaged_values(replay: Replay) -> dict[Node, tuple[Short, ...]]:
+    """Values at full length that met a short one, by a mean over what had merged."""
+    found = {}
+    for node, places in replay.averaged.items():
+        label = () if node is None else replay.label(node)
+        met = [
+            Short(dim, label[dim][0].axis.root, batch_dim(label, cut))
+            for (dim, _), cut in places
+            if len(label[dim]) == 1 and label[dim][0].cut is None and loses_tokens(cut)
+        ]
+        if met:
+            found[node] = tuple(met)
+    return found
+
+
+def loses_tokens(cut: Reduction | None) -> bool:
+    """Whether some step of a reduction is more than a cut to the positions that are read."""
+    while cut is not None:
+        if cut.read is None:
+            return True
+        cut = cut.parent
+    return False
+
+
+def batch_dim(label: Label, cut: Reduction) -> int | None:
+    """The dimension that counts the samples, perhaps with more behind them."""
+    at = None if cut.batch is None else find_axis(label, cut.batch)
+    return at[0] if at is not None and at[1] == 0 else None
 
 
 def rewrite_at_levels(
