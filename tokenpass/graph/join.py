@@ -8,6 +8,7 @@ from dataclasses import replace
 import sympy
 
 from tokenpass.graph.axis import (
+    Axis,
     AxisTable,
     Dim,
     Factor,
@@ -123,7 +124,7 @@ def regroup(
             dim.append(high)
             queue.insert(0, low)
             got = want
-        dims.append(tuple(dim))
+        dims.append(rejoined(dim, table))
     if queue:
         raise Irregular("a reshape has fewer entries than its factors")
     return tuple(dims), split
@@ -146,7 +147,22 @@ def split_factor(factor: Factor, part: sympy.Expr, table: AxisTable) -> tuple[Fa
     rest = sympy.cancel(size_expr(axis.size) / part)
     if not (part.is_Integer and rest.is_Integer):
         raise Irregular("a reshape splits an axis of dynamic length")
-    key = (axis, int(part))
-    high = table.fresh((key, "high"), int(part), f"{axis.name}/{rest}", axis.constant)
-    low = table.fresh((key, "low"), int(rest), f"{axis.name}%{rest}", axis.constant)
+    high, low = table.split(axis, int(part), int(rest))
     return Factor(high), Factor(low)
+
+
+def rejoined(dim: Sequence[Factor], table: AxisTable) -> Dim:
+    """A dimension in which groups of entries that stand together again are the axis they were."""
+    out: list[Factor] = []
+    for factor in dim:
+        out.append(factor)
+        while len(out) > 1 and (whole := whole_of(out[-2], out[-1], table)) is not None:
+            out[-2:] = [Factor(whole)]
+    return tuple(out)
+
+
+def whole_of(high: Factor, low: Factor, table: AxisTable) -> Axis | None:
+    """The axis that two neighbouring factors were split from, if they are its whole parts."""
+    if high.cut is not None or low.cut is not None:
+        return None
+    return table.whole(high.axis, low.axis)

@@ -92,6 +92,12 @@ class Contract(Rule):
         targets[self.first + 1] = (*right_batch, recut(inner_dim(right), inner), *columns)
         return targets
 
+    def summed(self, call: Call) -> list[Blocked]:
+        left, right = self.sides(call)
+        places = block_dims(self.first, left, [len(left.label) - 1])
+        inner = max(0, len(right.label) - 2)
+        return places + block_dims(self.first + 1, right, [inner])
+
     def keeps_sums(self, call: Call) -> bool:
         left, right = self.sides(call)
         both = summed_places(left.label[-1:]) and summed_places((inner_dim(right.label),))
@@ -155,6 +161,9 @@ class Softmax(Rule):
         label[dim] = tuple(replace(f, extensive=f.cut is not None) for f in label[dim])
         return (tuple(label),)
 
+    def summed(self, call: Call) -> list[Blocked]:
+        return block_dims(0, call.operands[0], [call.dim()])
+
     def execute(self, call: Call, outs: tuple[Label, ...], runner: Runner) -> Any:
         operand, dim = call.operands[0], call.dim()
         value = operand.value
@@ -200,6 +209,9 @@ class Reduce(Rule):
         else:
             out = tuple(dim for at, dim in enumerate(label) if at not in dims)
         return tuple(out for _ in call.out_shapes)
+
+    def summed(self, call: Call) -> list[Blocked]:
+        return block_dims(0, call.operands[0], self.dims(call))
 
     def blocked(self, call: Call) -> list[Blocked]:
         operand = call.operands[0]

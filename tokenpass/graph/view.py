@@ -17,6 +17,7 @@ from tokenpass.graph.demand import demand_of
 from tokenpass.graph.labels import Labels
 from tokenpass.graph.regions import AttentionRegion, attention_regions
 from tokenpass.graph.sites import Site, Stream, data_flow, find_sites, main_output, stream_chain
+from tokenpass.graph.windows import window_rejection, windowed_attention
 from tokenpass.tracing import fake_tensors, fake_value, module_path, output_nodes, source_line
 
 
@@ -82,9 +83,11 @@ def find_streams(
     rejections: list[Rejection],
 ) -> list[Stream]:
     """One stream for each axis that some self-attention runs over."""
-    own = [region for region in regions if region.is_self]
-    if not own or goal is None:
-        because = "no self-attention" if not own else "no floating output"
+    windows = windowed_attention(module.graph, labels)
+    rejections += [window_rejection(node, labels) for node in windows]
+    own = [r for r in regions if r.is_self and r.attention not in windows]
+    if goal is None or not (own or windows):
+        because = "no floating output" if goal is None else "no self-attention"
         rejections.append(Rejection("no_token_stream", "graph", because))
         return []
     flow, streams = data_flow(module), []

@@ -69,9 +69,9 @@ DENSE: dict[str, str] = {
     "funnel": "no_site",
     "pvt": "nothing_behind",
     "segformer": "no_token_stream",
-    "swin": "no_token_stream",
-    "swinv2": "no_token_stream",
-    "written_windows": "no_site",
+    "swin": "window_partition",
+    "swinv2": "window_partition",
+    "written_windows": "window_partition",
     # attention over two streams laid end to end, or over a picture's pixels between convolutions
     "flux": "level_out_of_range",
     "sd3": "no_token_stream",
@@ -87,6 +87,12 @@ DENSE: dict[str, str] = {
     "mamba": "functorch_region",
     "mamba2": "no_token_stream",
     "rwkv": "no_token_stream",
+    # attention beside learnt sinks
+    "gpt_oss": "no_token_stream",
+    # heads are written into an empty tensor, part by part
+    "deepseek_v3": "mutated_alias",
+    # a loop over the experts that were hit breaks the graph
+    "mixtral_one_by_one": "no_token_stream",
     "written_softmax": "no_token_stream",
 }
 """Families that are left dense, with the code that says why (`declined`: the planner's note)."""
