@@ -47,6 +47,7 @@ SMALL_SET: tuple[str, ...] = (
     "causal_stream",
     "torch_encoder",
     "written_einsum",
+    "written_viewed_heads",
     "written_batched_heads",
     "written_table_bias",
     "written_repeated_keys",
