@@ -280,15 +280,19 @@ EXAMPLES: Mapping[Any, list[Example]] = {
     aten.conv1d.default: [
         ex(T("b c n"), T("o c 3"), T("o"), [1], [1], tokens="restored"),
         ex(T("n c 5"), T("o c 3")),
-        ex(T("c n"), T("o c 1"), tokens="restored"),
+        ex(T("c n"), T("o c 1")),
+        ex(T("b c n"), T("o c 1"), T("o")),
+        ex(T("b c n"), T("o c 1"), None, [1], [1], tokens="restored"),
+        ex(T("b c n"), T("o c 1"), None, [2], tokens="restored"),
     ],
     aten.conv2d.default: [
-        ex(T("b c n 4"), T("o c 1 3"), tokens="restored"),
+        ex(T("b c n 4"), T("o c 1 3")),
+        ex(T("b c n 4"), T("o c 2 3"), None, [1, 1], [1, 0], tokens="restored"),
         ex(T("n c 4 4"), T("o c 3 3"), None, [2, 2]),
     ],
     aten.conv2d.padding: [ex(T("b c n 4"), T("o c 3 3"), None, [1, 1], "same", tokens="restored")],
     aten.conv3d.default: [
-        ex(T("b c n 2 2"), T("o c 1 1 2"), tokens="restored"),
+        ex(T("b c n 2 2"), T("o c 1 1 2")),
         ex(T("n c 2 2 2"), T("o c 2 2 2")),
     ],
     aten.scaled_dot_product_attention.default: [

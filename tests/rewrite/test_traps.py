@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._higher_order_ops import associative_scan, scan
 from torch.nn import functional as F
 
 from tests.small_models import Form, Small, codes, compiled, duplicated, look, merged, permuted
@@ -172,6 +173,30 @@ class Vmapped(Trap):
         return torch.vmap(lambda row: row.cumsum(0))(self.begin(x))
 
 
+class Scanned(Trap):
+    """A recurrence over the tokens, step by step."""
+
+    def forward(self, x):
+        def step(state, row):
+            state = 0.5 * state + row
+            return state, state.clone()
+
+        x = self.begin(x)
+        return scan(step, torch.zeros_like(x[:, 0]), x, dim=1)[1]
+
+
+class ScannedInPairs(Trap):
+    """The same as a product of pairs."""
+
+    def forward(self, x):
+        return associative_scan(torch.add, self.begin(x), dim=1, combine_mode="generic")
+
+
+class Differentiated(Trap):
+    def forward(self, x):
+        return torch.func.grad(lambda y: y.square().sum())(self.begin(x))
+
+
 class Branched(Trap):
     def forward(self, x):
         x = self.begin(x)
@@ -190,6 +215,9 @@ class NoAttention(Trap):
 
 REFUSED = {
     Vmapped: "functorch_region",
+    Scanned: "higher_order_operator",
+    ScannedInPairs: "functorch_region",  # its pairs are a vmap
+    Differentiated: "functorch_region",
     Branched: "higher_order_operator",
     Checkpointed: "higher_order_operator",
     NoAttention: "no_token_stream",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from tokenpass.graph.axis import Axis, Factor, Label, deeper, find_axis
-from tokenpass.graph.call import Call, Operand, Runner
+from tokenpass.graph.call import Call, Operand, Runner, is_one, is_zero
 from tokenpass.graph.demand_lattice import (
     Demand,
     Extent,
@@ -30,7 +30,7 @@ from tokenpass.graph.rule import (
 
 @dataclass(frozen=True)
 class Convolve(Rule):
-    """Convolutions keep the batch alone; channels and places are new."""
+    """Convolutions keep the batch, and places that they look at one by one; channels are new."""
 
     kind: ClassVar[Kind] = "position-dependent"
 
@@ -39,19 +39,41 @@ class Convolve(Rule):
         source, weight = call.operands[:2]
         return source.label[:1] if len(source.label) == len(weight.label) else ()
 
+    def apart(self, call: Call) -> list[int]:
+        """Dimensions along which a window has one entry, and stands at every place."""
+        first = len(self.batch(call)) + 1
+        sizes = call.operands[1].shape[2:]
+        given = [call[name] for name in ("stride", "padding")]
+        stride, padding = (
+            list(x) * len(sizes) if not isinstance(x, str) and len(x) == 1 else x for x in given
+        )
+        return [
+            first + at
+            for at, size in enumerate(sizes)
+            if is_one(size)
+            and is_one(stride[at])
+            and (isinstance(padding, str) or is_zero(padding[at]))
+        ]
+
     def infer(self, call: Call) -> tuple[Label, ...]:
-        batch = self.batch(call)
-        return ((*batch, *call.fresh_label()[len(batch) :]),)
+        label, kept = list(call.fresh_label()), self.apart(call)
+        source = call.operands[0].label
+        start = len(self.batch(call))
+        same = [*range(start), *kept]
+        return (tuple(source[at] if at in same else dim for at, dim in enumerate(label)),)
 
     def blocked(self, call: Call) -> list[Blocked]:
-        start = len(self.batch(call))
-        found = block_dims(0, call.operands[0], range(start, len(call.operands[0].label)))
+        start, kept = len(self.batch(call)), self.apart(call)
+        dims = [at for at in range(start, len(call.operands[0].label)) if at not in kept]
+        found = block_dims(0, call.operands[0], dims)
         for at, operand in enumerate(call.operands[1:], start=1):
             found += block_dims(at, operand, range(len(operand.label)))
         return found
 
     def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
-        return [join_demands(out).read_whole() for _ in call.operands]
+        joined, place = join_demands(out), find_axis(call.operands[0].label, axis)
+        first = joined if place and place[0] in self.apart(call) else joined.read_whole()
+        return [first, *(joined.read_whole() for _ in call.operands[1:])]
 
 
 @dataclass(frozen=True)

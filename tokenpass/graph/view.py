@@ -15,6 +15,7 @@ from tokenpass.graph.axis import Axis, find_axis
 from tokenpass.graph.causality import Examples
 from tokenpass.graph.demand import demand_of
 from tokenpass.graph.labels import Labels
+from tokenpass.graph.mlp import MlpRegion, mlp_regions
 from tokenpass.graph.regions import AttentionRegion, attention_regions
 from tokenpass.graph.sites import Site, Stream, data_flow, find_sites, main_output, stream_chain
 from tokenpass.graph.windows import window_rejection, windowed_attention
@@ -33,6 +34,7 @@ class View:
     caches: frozenset[Node]
     main: Node | None
     rejections: tuple[Rejection, ...]
+    mlps: tuple[MlpRegion, ...] = ()
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -71,7 +73,9 @@ def analyse(
     goal = main_output(module, caches)
     rejections: list[Rejection] = []
     streams = tuple(find_streams(module, labels, regions, goal, inputs, rejections))
-    return View(module, labels, regions, streams, written, caches, goal, tuple(rejections))
+    mlps = tuple(mlp_regions(module.graph, labels, regions))
+    told = tuple(rejections)
+    return View(module, labels, regions, streams, written, caches, goal, told, mlps)
 
 
 def find_streams(
