@@ -87,7 +87,7 @@ def half_precision(x):
     keys, order = experts.reshape(-1).sort()
     ends = torch.histc(keys.float(), EXPERTS, 0, EXPERTS - 1).cumsum(0, dtype=torch.int32)
     picked = rows[order // BEST].bfloat16()
-    mixed = torch._grouped_mm(picked, UP.transpose(1, 2).bfloat16(), offs=ends)
+    mixed = aten._grouped_mm(picked, UP.transpose(1, 2).bfloat16(), ends)
     mixed = F.silu(mixed.double()) * weights.reshape(-1)[order][:, None]
     back = torch.empty_like(order)
     back[order] = torch.arange(order.shape[0])

@@ -125,7 +125,7 @@ def matrix_transpose(x: Tensor) -> Tensor:
 
 def concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Another name of `cat`."""
-    return torch.cat(tensors, dim)
+    return torch.cat(list(tensors), dim)
 
 
 def multiplied(left: Tensor, right: Tensor) -> Tensor:

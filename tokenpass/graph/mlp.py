@@ -9,8 +9,9 @@ Found backwards from every projection; what stands between may be spelt in any w
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,15 @@ from tokenpass.graph.rules_position import Parts, Read
 from tokenpass.tracing import calls, fake_value, is_float
 
 aten = torch.ops.aten
+OPERANDS: Mapping[Any, tuple[int, int, int | None]] = {
+    aten.linear.default: (0, 1, 2),
+    aten.matmul.default: (0, 1, None),
+    aten.mm.default: (0, 1, None),
+    aten.addmm.default: (1, 2, 0),
+    aten.conv1d.default: (0, 1, 2),
+}
+"""Products, and where their value, weight and bias stand."""
+
 MOST_BETWEEN = 32
 """Operators between two projections that are looked through."""
 
@@ -102,18 +112,11 @@ def projection(node: Node, labels: Labels) -> Projection | None:
 
     Convolutions of one entry are products over channels.
     """
-    places = {
-        aten.linear.default: (0, 1, 2),
-        aten.matmul.default: (0, 1, None),
-        aten.mm.default: (0, 1, None),
-        aten.addmm.default: (1, 2, 0),
-        aten.conv1d.default: (0, 1, 2),
-    }
-    if node.target not in places or not is_float(node):
+    places = OPERANDS.get(node.target)
+    if places is None or not is_float(node):
         return None
     source, weight, bias = (
-        node.args[at] if at is not None and at < len(node.args) else None
-        for at in places[node.target]
+        node.args[at] if at is not None and at < len(node.args) else None for at in places
     )
     if not isinstance(source, Node) or not isinstance(weight, Node):
         return None
@@ -259,7 +262,7 @@ def behind(nodes: Sequence[Node], start: Node | None) -> set[Node]:
     for node in nodes:
         if any(source in reached for source in node.all_input_nodes):
             reached.add(node)
-    return {node for node in reached if node is not None} - {start}  # type: ignore[arg-type]
+    return {node for node in reached if node is not None and node is not start}
 
 
 def plain_name(nodes: Sequence[Node], start: Node) -> str | None:

@@ -28,6 +28,13 @@ from tokenpass.graph.rule import (
 )
 
 
+def spread(given: Any, count: int) -> list[Any]:
+    """A convolution's argument for each dimension; a named padding adds nothing to one entry."""
+    if isinstance(given, str):
+        return [0] * count
+    return list(given) * count if len(given) == 1 else list(given)
+
+
 @dataclass(frozen=True)
 class Convolve(Rule):
     """Convolutions keep the batch, and places that they look at one by one; channels are new."""
@@ -43,16 +50,11 @@ class Convolve(Rule):
         """Dimensions along which a window has one entry, and stands at every place."""
         first = len(self.batch(call)) + 1
         sizes = call.operands[1].shape[2:]
-        given = [call[name] for name in ("stride", "padding")]
-        stride, padding = (
-            list(x) * len(sizes) if not isinstance(x, str) and len(x) == 1 else x for x in given
-        )
+        stride, padding = (spread(call[name], len(sizes)) for name in ("stride", "padding"))
         return [
             first + at
             for at, size in enumerate(sizes)
-            if is_one(size)
-            and is_one(stride[at])
-            and (isinstance(padding, str) or is_zero(padding[at]))
+            if is_one(size) and is_one(stride[at]) and is_zero(padding[at])
         ]
 
     def infer(self, call: Call) -> tuple[Label, ...]:

@@ -87,9 +87,10 @@ class Order(Along):
             return ((tuple(replace(f, cut=g.cut) for f, g in pairs),),)
         out = tuple(self.twin(call, at, factor) for at, factor in enumerate(dim))
         keys = call.node.args[0]
-        rising = not call.get("descending", False) and isinstance(keys, Node)
+        falls = bool(call.get("descending", False))
+        known = keys_of(keys) if isinstance(keys, Node) and not falls else None
         for factor in out:
-            call.table.ordered_by[factor.axis] = keys_of(keys) if rising else None
+            call.table.ordered_by[factor.axis] = known
         return tuple((out,) for _ in call.out_shapes)
 
     def twin(self, call: Call, at: int, factor: Factor) -> Factor:
@@ -228,13 +229,14 @@ class PutBack(Rule):
 
     kind: ClassVar[Kind] = "joining"
 
-    def order(self, call: Call) -> Operand:
-        """The order; raises `Unalignable` where no whole one is written to."""
+    def order(self, call: Call) -> tuple[Operand, Places]:
+        """The order and its rows; raises `Unalignable` where no whole one is written to."""
         given = [index for index in call["indices"] if index is not None]
         fits = len(given) == 1 and call["indices"][0] is given[0] and not call["accumulate"]
-        if not fits or not whole_order(given[0]):
+        meaning = given[0].meaning if fits else None
+        if not isinstance(meaning, Places) or not whole_order(given[0]):
             raise Unalignable("not every row is written exactly once")
-        return given[0]
+        return given[0], meaning
 
     def back(self, call: Call) -> bool:
         """Whether the entries 0, 1, .. are written, which makes the way back."""
@@ -246,20 +248,20 @@ class PutBack(Rule):
         )
 
     def infer(self, call: Call) -> tuple[Label, ...]:
-        order, values = self.order(call), call["values"]
+        (order, places), values = self.order(call), call["values"]
         (rows,) = order.label
         if not self.back(call) and axes(values.label[:1]) != axes(order.label):
             raise Unalignable("what is written does not count the rows of the order")
-        pairs = zip(order.meaning.into, rows, strict=True)
+        pairs = zip(places.into, rows, strict=True)
         out = tuple(replace(f, cut=g.cut) for f, g in pairs)
         return ((out, *values.label[1:]),)
 
     def meanings(self, call: Call) -> tuple[Meaning | None, ...]:
         try:
-            order = self.order(call)
+            order, places = self.order(call)
         except Unalignable:
             return (None,)
-        into = tuple(f.axis for f in order.meaning.into)
+        into = tuple(f.axis for f in places.into)
         return (Places(plain(order.label[0]), into) if self.back(call) else None,)
 
     def minds_rows(self, call: Call) -> bool:
@@ -270,7 +272,7 @@ class PutBack(Rule):
         return call["values"].meaning is None
 
     def execute(self, call: Call, outs: tuple[Label, ...], runner: Runner) -> Any:
-        order, values = self.order(call).value, call["values"].value
+        order, values = self.order(call)[0].value, call["values"].value
         if self.back(call):
             values = torch.arange(order.shape[0], dtype=values.dtype, device=values.device)
         base = values.new_empty([order.shape[0], *values.shape[1:]])
@@ -288,8 +290,8 @@ class AddBack(Rule):
 
     kind: ClassVar[Kind] = "reducing"
 
-    def parts(self, call: Call) -> tuple[Operand, Operand, Operand]:
-        """Base, numbers of rows, and what is added; raises `Unalignable` for other uses."""
+    def parts(self, call: Call) -> tuple[Operand, Dim, Operand]:
+        """Base, rows as they are cut now, and what is added; raises `Unalignable` otherwise."""
         base, index, source = call["self"], call["index"], call["source"]
         rows = index.meaning
         if (
@@ -301,11 +303,11 @@ class AddBack(Rule):
             or not (is_constant(base.label[0]) or axes(base.label[:1]) == axes((rows.into,)))
         ):
             raise Unalignable("rows are added by numbers that are not known to be theirs")
-        return base, index, source
+        return base, cut_like(rows, index.label), source
 
     def infer(self, call: Call) -> tuple[Label, ...]:
-        _, index, source = self.parts(call)
-        return ((cut_like(index.meaning, index.label), *source.label[1:]),)
+        _, rows, source = self.parts(call)
+        return ((rows, *source.label[1:]),)
 
     def targets(self, call: Call, outs: tuple[Label, ...]) -> list[Label]:
         base, _, _ = self.parts(call)

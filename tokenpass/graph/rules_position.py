@@ -44,8 +44,9 @@ class Along(Rule):
 
     def meanings(self, call: Call) -> tuple[Meaning | None, ...]:
         known = call.operands[0].meaning
-        counts = self.totals and isinstance(known, Tally) and not known.ends
-        return (replace(known, ends=True),) if counts else super().meanings(call)
+        if self.totals and isinstance(known, Tally) and not known.ends:
+            return (replace(known, ends=True),)
+        return super().meanings(call)
 
     def minds_rows(self, call: Call) -> bool:
         return self.meanings(call)[0] is not None
