@@ -366,6 +366,10 @@ EXAMPLES: Mapping[Any, list[Example]] = {
         ex(T("b 4 n"), 2, T("4"), T("4"), tokens="restored"),
         ex(T("n 4 c"), 2, T("4")),
     ],
+    aten.batch_norm.default: [
+        ex(T(dims), T("c"), T("c"), T("c"), T("c", "variance"), False, 0.1, 1e-5, False)
+        for dims in ("(b n) c", "n c 4", "b c n")
+    ],
     aten.log_softmax.int: along(),
     aten.select.int: [
         ex(X, 1, 0, tokens="restored"),

@@ -114,13 +114,6 @@ class AxisTable:
         self.wholes[high, low] = axis
         return high, low
 
-    def whole(self, high: Axis, low: Axis) -> Axis | None:
-        """The axis that two axes are the groups of, and the entries within a group."""
-        found = (
-            w for (h, x), w in self.wholes.items() if h.root is high.root and x.root is low.root
-        )
-        return next(found, None)
-
     def unite(self, left: Axis, right: Axis) -> None:
         """State that entry i of one axis meets entry i of the other."""
         left, right = left.root, right.root

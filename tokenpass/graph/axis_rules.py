@@ -67,6 +67,11 @@ def all_but_batch(call: Call) -> list[int]:
     return list(range(1, len(call.operands[0].label)))
 
 
+def channels(call: Call) -> list[int]:
+    """The second dimension; all of them where statistics are those of the call itself."""
+    return list(range(len(call.operands[0].label))) if call["training"] else [1]
+
+
 def padded_dims(call: Call) -> list[int]:
     """The dimensions that `pad` touches: pairs from the last one."""
     rank = len(call.operands[0].label)
@@ -202,6 +207,7 @@ AXIS_RULES: Mapping[Any, Rule] = {
     aten.native_layer_norm.default: Normalise(normalised),
     aten.rms_norm.default: Normalise(normalised),
     aten.group_norm.default: Normalise(all_but_batch),
+    aten.batch_norm.default: Normalise(channels),
     aten.log_softmax.int: Normalise(one_dim),
     # entries at fixed places
     aten.select.int: Read(keep=False),

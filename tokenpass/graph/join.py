@@ -8,7 +8,6 @@ from dataclasses import replace
 import sympy
 
 from tokenpass.graph.axis import (
-    Axis,
     AxisTable,
     Dim,
     Factor,
@@ -124,7 +123,7 @@ def regroup(
             dim.append(high)
             queue.insert(0, low)
             got = want
-        dims.append(rejoined(dim, table))
+        dims.append(tuple(dim))
     if queue:
         raise Irregular("a reshape has fewer entries than its factors")
     return tuple(dims), split
@@ -149,20 +148,3 @@ def split_factor(factor: Factor, part: sympy.Expr, table: AxisTable) -> tuple[Fa
         raise Irregular("a reshape splits an axis of dynamic length")
     high, low = table.split(axis, int(part), int(rest))
     return Factor(high), Factor(low)
-
-
-def rejoined(dim: Sequence[Factor], table: AxisTable) -> Dim:
-    """A dimension in which groups of entries that stand together again are the axis they were."""
-    out: list[Factor] = []
-    for factor in dim:
-        out.append(factor)
-        while len(out) > 1 and (whole := whole_of(out[-2], out[-1], table)) is not None:
-            out[-2:] = [Factor(whole)]
-    return tuple(out)
-
-
-def whole_of(high: Factor, low: Factor, table: AxisTable) -> Axis | None:
-    """The axis that two neighbouring factors were split from, if they are its whole parts."""
-    if high.cut is not None or low.cut is not None:
-        return None
-    return table.whole(high.axis, low.axis)

@@ -87,7 +87,7 @@ def find_streams(
     rejections: list[Rejection],
 ) -> list[Stream]:
     """One stream for each axis that some self-attention runs over."""
-    windows = windowed_attention(module.graph, labels)
+    windows = windowed_attention(module.graph, labels, inputs)
     rejections += [window_rejection(node, labels) for node in windows]
     own = [r for r in regions if r.is_self and r.attention not in windows]
     if goal is None or not (own or windows):

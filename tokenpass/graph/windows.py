@@ -5,32 +5,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch.fx import Graph, Node
 
 from tokenpass.edits import Rejection
-from tokenpass.graph.axis import Axis, Factor, Label
+from tokenpass.graph.axis import Axis, Factor, Label, factors
 from tokenpass.graph.labels import Labels
 from tokenpass.graph.regions import FUSED, SOFTMAX, node_argument, product_after, product_before
 from tokenpass.tracing import calls, module_path, source_line
 
 
-def windowed_attention(graph: Graph, labels: Labels) -> list[Node]:
-    """Attention that runs within windows, whether or not it is a region."""
-    found = []
-    for node in calls(graph):
-        fused = node.target is FUSED
-        written = node.target in SOFTMAX and len(labels[node]) > 2
-        if not (fused or (written and product_before(node) and product_after(node))):
-            continue
-        if is_windowed(labels[node_argument(node, 0)], labels):
-            found.append(node)
-    return found
+def windowed_attention(graph: Graph, labels: Labels, inputs: Collection[Node] = ()) -> list[Node]:
+    """Attention that runs within windows, whether or not it is a region.
+
+    `inputs` hold data: their axes (samples) are no windows, though they may stand beside tokens.
+    """
+    given = {f.axis.root for node in inputs if node in labels.of for f in factors(labels[node])}
+    return [
+        node
+        for node in calls(graph)
+        if (asking := queries(node)) is not None and is_windowed(labels[asking], labels, given)
+    ]
 
 
-def is_windowed(label: Label, labels: Labels) -> bool:
+def queries(node: Node) -> Node | None:
+    """An attention's queries, or its bare scores, `[.., queries, any]`; None for other calls."""
+    if node.target is FUSED:
+        return node_argument(node, 0)
+    if node.target in SOFTMAX and product_after(node) is not None:
+        return product_before(node)
+    return None
+
+
+def is_windowed(label: Label, labels: Labels, given: set[Axis]) -> bool:
     """Whether rows count a part of an axis, and a dimension before them the other part."""
-    rows, before = label[-2], [factor for dim in label[:-2] for factor in dim]
-    mine = {axis for factor in rows for axis in wholes(factor, labels)}
+    if len(label) < 3:
+        return False
+    before = [f for dim in label[:-2] for f in dim if f.axis.root not in given]
+    mine = {axis for factor in label[-2] for axis in wholes(factor, labels)}
     return any(axis in mine for factor in before for axis in wholes(factor, labels))
 
 
@@ -45,7 +58,7 @@ def wholes(factor: Factor, labels: Labels) -> set[Axis]:
 
 def window_rejection(node: Node, labels: Labels) -> Rejection:
     """Why nothing is gained on tokens that attend within windows."""
-    rows = labels[node_argument(node, 0)][-2]
+    rows = labels[queries(node) or node][-2]
     size = "x".join(str(factor.axis.size) for factor in rows)
     return Rejection(
         "window_partition",

@@ -80,8 +80,6 @@ DENSE: dict[str, str] = {
     "levit": "no_chain",
     # several values together separate the input from the output, and no single one
     "written_two_streams": "declined",
-    # tokens are a spatial dimension of grouped convolutions
-    "squeezebert": "no_token_stream",
     # no attention, or none that is recognised
     "convnext": "no_token_stream",
     "fnet": "no_token_stream",
