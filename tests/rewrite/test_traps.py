@@ -233,6 +233,37 @@ def test_graphs_that_are_left_alone(trap):
     assert torch.equal(got, want)
 
 
+class Shifted(Trap):
+    """Every token looks at the one before it."""
+
+    def forward(self, x):
+        x = self.begin(x)
+        return self.end(self.blocks[1](x + x.roll(1, 1))).mean(1)
+
+
+class Ranked(Trap):
+    """Rows are sorted, and lose their mean before they are put back."""
+
+    def forward(self, x):
+        x = self.begin(x)
+        rows = x.flatten(0, 1)
+        order = rows[:, 0].argsort()
+        mixed = rows[order] - rows[order].mean(0)
+        x = x + mixed[order.argsort()].view(x.shape)
+        return self.end(self.blocks[1](x)).mean(1)
+
+
+RETURNS = {Shifted: "place_matters", Ranked: "rows_reordered"}
+
+
+@pytest.mark.parametrize("trap", RETURNS, ids=lambda trap: trap.__name__)
+def test_tokens_that_come_back_between_layers_are_told(trap):
+    model, x = build(trap)
+    got, want, report = compiled(model, x, budget=0.6, objective="flops")
+    assert report.outcome == "edited" and RETURNS[trap] in codes(report)
+    assert got.shape == want.shape
+
+
 class LastReal(Trap):
     """The last token that is not padding, of every sample."""
 
