@@ -48,6 +48,7 @@ REPORT = GraphReport(
     seconds=0.5,
     plan_yaml="edits:\n",
     exact=False,
+    found=("2 x attention", "reads first token"),
 )
 
 COMPILE = """
@@ -68,6 +69,7 @@ def test_a_report_reads_like_this() -> None:
         "tokenpass: edited, budget 0.5, predicted cost 0.500 of dense (1 of 2 ms), "
         "estimated error 0.25",
         "device profile: generic-cpu",
+        "found: 2 x attention, reads first token",
         "layer  module     tokens in  tokens out  dense ms  planned ms  share",
         "    0  layer.0    64         48             1.000       0.600   0.60",
         "    1  layer.1    48         1              0.500       0.100   0.20",

@@ -30,6 +30,18 @@ REJECTION_CODES: dict[str, tuple[str, str]] = {
         "an operator needs all tokens, which are restored before it",
         "no gain behind it",
     ),
+    "rows_reordered": (
+        "rows are sorted, and not every step until they are back treats each row alone",
+        "no gain before it",
+    ),
+    "window_partition": (
+        "tokens are laid out in windows, which would hold others if some had left",
+        "nothing: no gain there",
+    ),
+    "place_matters": (
+        "an operator between attentions needs every token at its place",
+        "no gain there",
+    ),
     "level_out_of_range": (
         "a pinned level keeps more tokens than there are, or fewer than can stay",
         "choose a level in the range that the message names",

@@ -29,7 +29,8 @@ class GraphReport:
     """One graph. `outcome`: `edited`, `dense` (nothing to gain or nothing to edit), `fallback`.
 
     `seconds` is tokenpass's own share of the compile time; `device` names the profile used;
-    `exact`: no edit can lose anything; `goal` is what was asked for, e.g. `max_error 0.1`.
+    `exact`: no edit can lose anything; `goal` is what was asked for, e.g. `max_error 0.1`; `found`:
+    what analysis recognised.
     """
 
     outcome: str
@@ -44,6 +45,7 @@ class GraphReport:
     cause: str = ""
     exact: bool = True
     goal: str = ""
+    found: tuple[str, ...] = ()
 
     @property
     def rejections(self) -> tuple[Rejection, ...]:
@@ -96,6 +98,7 @@ def text(report: GraphReport) -> str:
     lines = [f"tokenpass: {headline(report)}"]
     if report.device:
         lines.append(f"device profile: {report.device}")
+    lines += [f"found: {', '.join(report.found)}"] if report.found else []
     lines += table(report)
     lines += [f"edit: {edit_text(edit)}" for edit in report.plan.edits]
     lines += [f"note: {note}" for note in report.plan.notes]

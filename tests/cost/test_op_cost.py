@@ -38,6 +38,14 @@ def test_addmm_counts_the_added_matrix(trace):
     assert cost.flops == 2 * 3 * 5 * 4 + 3 * 4
 
 
+def test_grouped_rows_are_multiplied_once(trace):
+    rows, weight = torch.randn(12, 8).bfloat16(), torch.randn(4, 8, 16).bfloat16()
+    ends = torch.tensor([3, 6, 9, 12], dtype=torch.int32)
+    cost, known = cost_of(trace, torch.ops.aten._grouped_mm, rows, weight, ends)
+    assert known and (cost.work, cost.dims) == ("bmm", (4, 3, 8 * 2, 8))
+    assert cost.flops == 2 * 12 * 16 * 8
+
+
 def test_patch_convolution_is_its_gemm(trace):
     def patches(x, weight):
         return F.conv2d(x, weight, stride=4)

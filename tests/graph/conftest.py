@@ -11,8 +11,11 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from tokenpass.tracing import retrace
 
 
-def trace_graph(function, *examples, dynamic=()) -> GraphModule:
-    """The pre-dispatch graph; `dynamic` lists (argument, dimension) pairs that have a symbol."""
+def trace_graph(function, *examples, dynamic=(), simpler=None) -> GraphModule:
+    """The pre-dispatch graph; `dynamic` lists (argument, dimension) pairs that have a symbol.
+
+    `simpler`: decompositions that capture would apply.
+    """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     fakes = []
     for place, example in enumerate(examples):
@@ -23,7 +26,7 @@ def trace_graph(function, *examples, dynamic=()) -> GraphModule:
         context = StatelessSymbolicContext(dynamic_sizes=kinds)
         fakes.append(mode.from_tensor(example, symbolic_context=context))
     with torch.no_grad():
-        return retrace(function, fakes, mode)
+        return retrace(function, fakes, mode, simpler)
 
 
 @pytest.fixture

@@ -160,6 +160,8 @@ EXAMPLES: Mapping[Any, list[Example]] = {
     aten.logical_not.default: alone(kind="bool"),
     aten.floor_divide.default: pairs(),
     aten.remainder.Scalar: alone(3),
+    aten.div.Scalar_mode: alone(2, rounding_mode="floor"),
+    aten.div.Tensor_mode: pairs(rounding_mode="trunc"),
     aten.gelu.default: alone(approximate="tanh"),
     aten.silu.default: UNARY,
     aten.relu.default: UNARY,
@@ -231,6 +233,8 @@ EXAMPLES: Mapping[Any, list[Example]] = {
         ex(T("1 n c"), S("k 1 1")),
         ex(X, [2, 3, 1, 1]),
     ],
+    aten.view_as_complex.default: [ex(T("b n h 2")), ex(T("(b n) 2")), ex(T("n b 2"))],
+    aten.view_as_real.default: [ex(T(dims, "complex")) for dims in LAYOUTS],
     aten.linear.default: [
         ex(X, T("o c"), T("o")),
         ex(T("n b c"), T("o c")),
@@ -276,15 +280,19 @@ EXAMPLES: Mapping[Any, list[Example]] = {
     aten.conv1d.default: [
         ex(T("b c n"), T("o c 3"), T("o"), [1], [1], tokens="restored"),
         ex(T("n c 5"), T("o c 3")),
-        ex(T("c n"), T("o c 1"), tokens="restored"),
+        ex(T("c n"), T("o c 1")),
+        ex(T("b c n"), T("o c 1"), T("o")),
+        ex(T("b c n"), T("o c 1"), None, [1], [1], tokens="restored"),
+        ex(T("b c n"), T("o c 1"), None, [2], tokens="restored"),
     ],
     aten.conv2d.default: [
-        ex(T("b c n 4"), T("o c 1 3"), tokens="restored"),
+        ex(T("b c n 4"), T("o c 1 3")),
+        ex(T("b c n 4"), T("o c 2 3"), None, [1, 1], [1, 0], tokens="restored"),
         ex(T("n c 4 4"), T("o c 3 3"), None, [2, 2]),
     ],
     aten.conv2d.padding: [ex(T("b c n 4"), T("o c 3 3"), None, [1, 1], "same", tokens="restored")],
     aten.conv3d.default: [
-        ex(T("b c n 2 2"), T("o c 1 1 2"), tokens="restored"),
+        ex(T("b c n 2 2"), T("o c 1 1 2")),
         ex(T("n c 2 2 2"), T("o c 2 2 2")),
     ],
     aten.scaled_dot_product_attention.default: [
@@ -334,6 +342,12 @@ EXAMPLES: Mapping[Any, list[Example]] = {
     aten.argmax.default: reduced(False, one=True) + [ex(X, tokens="restored")],
     aten.max.dim: reduced(False, one=True),
     aten.logsumexp.default: reduced(False),
+    aten.linalg_vector_norm.default: [
+        ex(X, 2, [-1], True),
+        ex(X, 1, [1], True, tokens="restored"),
+        ex(T("(b n) c"), 2, [1]),
+        ex(X, tokens="restored"),
+    ],
     aten.layer_norm.default: [
         ex(X, S("c"), T("c"), T("c")),
         ex(T("n b c"), S("c")),
@@ -351,6 +365,10 @@ EXAMPLES: Mapping[Any, list[Example]] = {
     aten.group_norm.default: [
         ex(T("b 4 n"), 2, T("4"), T("4"), tokens="restored"),
         ex(T("n 4 c"), 2, T("4")),
+    ],
+    aten.batch_norm.default: [
+        ex(T(dims), T("c"), T("c"), T("c"), T("c", "variance"), False, 0.1, 1e-5, False)
+        for dims in ("(b n) c", "n c 4", "b c n")
     ],
     aten.log_softmax.int: along(),
     aten.select.int: [
@@ -405,6 +423,7 @@ EXAMPLES: Mapping[Any, list[Example]] = {
     aten.sort.default: along(),
     aten.sort.stable: [ex(X, stable=True, dim=1, tokens="restored"), ex(X, stable=True, dim=2)],
     aten.argsort.default: along(),
+    aten.argsort.stable: [ex(X, stable=True, dim=1, tokens="restored"), ex(X, stable=True, dim=2)],
     aten.topk.default: [ex(X, 1, 1, tokens="restored"), ex(X, 1, 2)],
     aten.tril.default: [
         ex(T("b n n"), tokens="restored"),
@@ -431,12 +450,32 @@ EXAMPLES: Mapping[Any, list[Example]] = {
         ex(X, [T("b", "b"), T("b", "n")], tokens="restored"),
         ex(T("b c n"), [None, T("k", "c")]),
         ex(T("n c"), [T("b m", "n")], tokens="restored"),
-        ex(T("v c"), [T("b n", "v")], tokens="restored"),
+        ex(T("v c"), [T("b n", "v")]),
+        ex(T("v c d"), [T("(b n)", "v")]),
+        ex(T("c v"), [None, T("b n", "v")]),
+        ex(T("v w"), [T("b n", "v"), T("b n", "w")]),
+        ex(T("v w"), [T("b n", "v"), T("k 1 n", "w")]),
         ex(X, [T("k", "b")], tokens="samples"),
         ex(X, [T("b 1 c", "b"), None, T("b 1 c", "c")], tokens="samples"),
     ],
     aten.gather.default: [
         ex(X, 1, T("b m c", "n"), tokens="restored"),
-        ex(X, 2, T("b n k", "c"), tokens="restored"),
+        ex(X, 2, T("b n k", "c")),
+        ex(T("b h n m"), -1, T("b h n n", "m")),
+        ex(T("b h n m"), 3, T("1 1 1 k", "m"), tokens="restored"),
+        ex(T("(b n) c"), 1, T("(b n) k", "c")),
+        ex(T("k c"), 0, T("n c", "k")),
     ],
+    aten.scatter.value: [
+        ex(X, 2, T("b n 1", "c"), 1.0),
+        ex(TWO_D, 1, T("(b n) 2", "c"), 0.0),
+        ex(X, 1, T("b 1 c", "n"), 1.0, tokens="restored"),
+    ],
+    aten.scatter.src: [
+        ex(X, 2, T("b n 1", "c"), T("b n 1")),
+        ex(X, 1, T("b 1 c", "n"), T("b 1 c"), tokens="restored"),
+    ],
+    aten.histc.default: [ex(TWO_D, 4, 0, 3, tokens="restored"), ex(X, 2, tokens="restored")],
+    aten.index_put.default: [ex(X, [T("b", "b")], T("b n c"), tokens="restored")],
+    aten.index_add.default: [ex(X, 0, T("b", "b"), T("b n c"), tokens="restored")],
 }

@@ -31,7 +31,9 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class T:
-    """A tensor argument: dimensions by letters; `kind`: float, bool, int, or a letter to index."""
+    """A tensor argument: dimensions by letters; `kind`: float, variance, complex, bool, int,
+    or a letter to index.
+    """
 
     dims: str
     kind: str = "float"
@@ -207,6 +209,10 @@ def make_value(spec: T, trial: Trial, generator: torch.Generator) -> torch.Tenso
         value = torch.rand(shape, generator=generator) < 0.5
     elif spec.kind == "int":
         value = torch.randint(-4, 5, shape, generator=generator)
+    elif spec.kind == "variance":
+        value = torch.rand(shape, generator=generator, dtype=torch.float64).to(trial.dtype)
+    elif spec.kind == "complex":
+        value = torch.randn(shape, generator=generator, dtype=torch.complex128)
     elif spec.kind == "float":
         value = torch.randn(shape, generator=generator, dtype=torch.float64).to(trial.dtype)
     else:

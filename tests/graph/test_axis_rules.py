@@ -21,6 +21,9 @@ FAILS_DENSE = {aten.gelu_backward.default}
 UNDEFINED = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
 """What these give is undefined: there is nothing to compare."""
 
+AMONG_ROWS = {aten._grouped_mm.default}
+"""What these claim holds behind a sort of rows alone: `test_row_sets.py`."""
+
 QUICK = settings(
     max_examples=1,
     suppress_health_check=list(HealthCheck),
@@ -30,7 +33,9 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def test_every_rule_has_an_example():
-    missing = [str(t) for t in AXIS_RULES if not EXAMPLES.get(t) and t not in UNDEFINED]
+    missing = [
+        str(t) for t in AXIS_RULES if not EXAMPLES.get(t) and t not in UNDEFINED | AMONG_ROWS
+    ]
     assert not missing, "add example calls to rule_examples.py"
     assert set(EXAMPLES) <= set(AXIS_RULES)
 

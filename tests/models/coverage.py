@@ -19,8 +19,8 @@ sites found, edits at budget 1.0 and at budget 0.5, and the largest relative L2 
 output: at 1.0 to dense, at 0.5 to the slow reference of the same plan. Codes are explained in
 [rejections.md](rejections.md); "whole" says whether the call is one graph.
 
-| family | graphs | attention | sites | at 1.0 | error | at 0.5 | flops | error | codes |
-|---|---|---|---|---|---|---|---|---|---|
+| family | graphs | attention | MLPs | sites | at 1.0 | error | at 0.5 | flops | error | codes |
+|---|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -42,6 +42,7 @@ def row_of(name: str) -> str:
         name,
         graphs,
         str(row.attention),
+        str(row.mlps),
         str(row.sites),
         ", ".join(row.exact_edits) or "-",
         f"{row.exact_error:.0e}",

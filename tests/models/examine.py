@@ -33,6 +33,7 @@ class Row:
     graphs: int
     whole: bool
     attention: int
+    mlps: int
     sites: int
     edits: tuple[str, ...]
     exact_edits: tuple[str, ...]
@@ -56,7 +57,7 @@ def examine(name: str, make: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> 
         refused = failed.inner_exception
         if not isinstance(refused, CaptureRefused):
             raise
-        return Row(name, 1, True, 0, 0, (), (), 1.0, 0.0, None, (refused.rejection.code,))
+        return Row(name, 1, True, 0, 0, 0, (), (), 1.0, 0.0, None, (refused.rejection.code,))
     for graph in graphs:
         assert not varying_constants(graph)
     exact = [planned(graph, budget=1.0) for graph in graphs]
@@ -68,6 +69,7 @@ def examine(name: str, make: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> 
         len(graphs),
         whole,
         sum(len(graph.view.regions) for graph in graphs),
+        sum(len(graph.view.mlps) for graph in graphs),
         sum(len(graph.view.sites) for graph in graphs),
         names_of(half, exact=False),
         names_of(exact, exact=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._higher_order_ops import associative_scan, scan
 from torch.nn import functional as F
 
 from tests.small_models import Form, Small, codes, compiled, duplicated, look, merged, permuted
@@ -172,6 +173,30 @@ class Vmapped(Trap):
         return torch.vmap(lambda row: row.cumsum(0))(self.begin(x))
 
 
+class Scanned(Trap):
+    """A recurrence over the tokens, step by step."""
+
+    def forward(self, x):
+        def step(state, row):
+            state = 0.5 * state + row
+            return state, state.clone()
+
+        x = self.begin(x)
+        return scan(step, torch.zeros_like(x[:, 0]), x, dim=1)[1]
+
+
+class ScannedInPairs(Trap):
+    """The same as a product of pairs."""
+
+    def forward(self, x):
+        return associative_scan(torch.add, self.begin(x), dim=1, combine_mode="generic")
+
+
+class Differentiated(Trap):
+    def forward(self, x):
+        return torch.func.grad(lambda y: y.square().sum())(self.begin(x))
+
+
 class Branched(Trap):
     def forward(self, x):
         x = self.begin(x)
@@ -190,6 +215,9 @@ class NoAttention(Trap):
 
 REFUSED = {
     Vmapped: "functorch_region",
+    Scanned: "higher_order_operator",
+    ScannedInPairs: "functorch_region",  # its pairs are a vmap
+    Differentiated: "functorch_region",
     Branched: "higher_order_operator",
     Checkpointed: "higher_order_operator",
     NoAttention: "no_token_stream",
@@ -203,6 +231,37 @@ def test_graphs_that_are_left_alone(trap):
     got, want, report = compiled(model, x, budget=0.5)
     assert report.outcome == "dense" and codes(report) == {REFUSED[trap]}
     assert torch.equal(got, want)
+
+
+class Shifted(Trap):
+    """Every token looks at the one before it."""
+
+    def forward(self, x):
+        x = self.begin(x)
+        return self.end(self.blocks[1](x + x.roll(1, 1))).mean(1)
+
+
+class Ranked(Trap):
+    """Rows are sorted, and lose their mean before they are put back."""
+
+    def forward(self, x):
+        x = self.begin(x)
+        rows = x.flatten(0, 1)
+        order = rows[:, 0].argsort()
+        mixed = rows[order] - rows[order].mean(0)
+        x = x + mixed[order.argsort()].view(x.shape)
+        return self.end(self.blocks[1](x)).mean(1)
+
+
+RETURNS = {Shifted: "place_matters", Ranked: "rows_reordered"}
+
+
+@pytest.mark.parametrize("trap", RETURNS, ids=lambda trap: trap.__name__)
+def test_tokens_that_come_back_between_layers_are_told(trap):
+    model, x = build(trap)
+    got, want, report = compiled(model, x, budget=0.6, objective="flops")
+    assert report.outcome == "edited" and RETURNS[trap] in codes(report)
+    assert got.shape == want.shape
 
 
 class LastReal(Trap):

@@ -96,6 +96,13 @@ def repeat_interleave(
     return copies.reshape(shape)
 
 
+def index_select(x: Tensor, dim: int, index: Tensor) -> Any:
+    """Entries along one dimension by index."""
+    if x.dim() == 0 or index.dim() != 1:
+        return NotImplemented
+    return aten.index.Tensor(x, [*(None for _ in range(dim % x.dim())), index])
+
+
 def outer(left: Tensor, right: Tensor) -> Tensor:
     """`left[i] * right[j]`."""
     return left[:, None] * right[None, :]
@@ -116,6 +123,11 @@ def matrix_transpose(x: Tensor) -> Tensor:
     return x.transpose(-2, -1)
 
 
+def concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Another name of `cat`."""
+    return torch.cat(list(tensors), dim)
+
+
 def multiplied(left: Tensor, right: Tensor) -> Tensor:
     """Another name of `mul`."""
     return left * right
@@ -125,10 +137,12 @@ NORMAL_FORM: dict[Any, Callable[..., Any]] = {
     aten.einsum.default: einsum,
     aten.baddbmm.default: baddbmm,
     aten.repeat_interleave.self_int: repeat_interleave,
+    aten.index_select.default: index_select,
     aten.outer.default: outer,
     aten.reshape_as.default: same_shape,
     aten.view_as.default: same_shape,
     aten.expand_as.default: expanded_like,
+    aten.concat.default: concatenated,
     aten.mT.default: matrix_transpose,
     aten.multiply.Tensor: multiplied,
 }

@@ -56,6 +56,13 @@ def addmm(
     return OpCost(work=cost.work, flops=cost.flops + elements(out), dims=cost.dims)
 
 
+def grouped(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *_: Any, **__: Any) -> OpCost:
+    """Runs of x [m, k], each by its own of weight [groups, k, n]: m / groups rows on average."""
+    groups, k, n = (extent(size) for size in weight.shape)
+    m = extent(x.shape[0])
+    return OpCost(work="bmm", flops=2 * m * n * k, dims=(groups, sympy.Max(1, m / groups), n, k))
+
+
 def convolution(
     out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *_: Any, **__: Any
 ) -> OpCost:

@@ -22,6 +22,7 @@ from tokenpass.cost.cost_rules import (
     convolution,
     creation,
     free,
+    grouped,
     linear,
     matmul,
     over,
@@ -32,8 +33,9 @@ from tokenpass.cost.cost_rules import (
 from tokenpass.cost.sizes import shares_storage, tensors_in, value_of
 from tokenpass.ops.cost_record import OpCost
 
-# One line per operator name (all overloads): its rule. `special` is measured as one erf-GELU,
-# `reduction` as one layer norm over rows; weights are passes over the data relative to those.
+# One line per operator name (all overloads; with its namespace if it is not ATen's): its rule.
+# `special` is measured as one erf-GELU, `reduction` as one layer norm over rows; weights are passes
+# over the data relative to those.
 COST_RULES: Mapping[str, CostRule] = {
     "linear": linear,
     "mm": matmul,
@@ -42,6 +44,8 @@ COST_RULES: Mapping[str, CostRule] = {
     "mv": matmul,
     "addmm": addmm,
     "baddbmm": addmm,
+    "_grouped_mm": grouped,
+    "transformers::grouped_mm_fallback": grouped,
     "conv1d": convolution,
     "conv2d": convolution,
     "conv3d": convolution,
@@ -184,9 +188,8 @@ def op_cost(node: fx.Node, own: Mapping[Any, CostRule]) -> tuple[OpCost, bool]:
 
 
 def _rule(operator: torch._ops.OpOverload) -> CostRule | None:
-    if operator.namespace == "aten":
-        name = operator._schema.name.removeprefix("aten::")
-        rule = COST_RULES.get(name) or COST_RULES.get(name.removesuffix("_"))
-        if rule is not None:
-            return rule
+    name = operator._schema.name.removeprefix("aten::")
+    rule = COST_RULES.get(name) or COST_RULES.get(name.removesuffix("_"))
+    if rule is not None:
+        return rule
     return POINTWISE if torch.Tag.pointwise in operator.tags else None

@@ -73,6 +73,13 @@ class Attention(Rule):
             targets.append(broadcast_targets([mask.label], goal)[0])
         return targets
 
+    def summed(self, call: Call) -> list[Blocked]:
+        _, key, value, mask = self.parts(call)
+        found = block_dims(1, key, [len(key.label) - 2]) + block_dims(
+            2, value, [len(value.label) - 2]
+        )
+        return found + (block_dims(3, mask, [len(mask.label) - 1]) if mask is not None else [])
+
     def blocked(self, call: Call) -> list[Blocked]:
         return [blocked for at in range(3) for blocked in block_dims(at, call.operands[at], [-1])]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import sympy
 import torch
+from torch.fx import Node
 
 if TYPE_CHECKING:
     Size = int  # a SymInt acts as one; torch's own signatures do not name it
@@ -86,16 +87,32 @@ Label = tuple[Dim, ...]
 
 
 class AxisTable:
-    """Makes axes (the same one for the same key) and joins those found to be one."""
+    """Makes axes (the same one for the same key) and joins those found to be one.
+
+    `wholes`: (groups, entries of a group) -> the axis that was split into them.
+    `row_wise`: calls among rows that a sort put in order, where every row is shown to depend on
+    itself alone (`row_sets.py`); `ordered_by`: axes of such an order, with the ascending keys.
+    """
 
     def __init__(self) -> None:
         self._fresh: dict[Hashable, Axis] = {}
+        self.wholes: dict[tuple[Axis, Axis], Axis] = {}
+        self.row_wise: set[Node] = set()
+        self.ordered_by: dict[Axis, Node | None] = {}
 
     def fresh(self, key: Hashable, size: Size, name: str, constant: bool = False) -> Axis:
         """The axis born at `key`; asking again gives the same axis."""
         if key not in self._fresh:
             self._fresh[key] = Axis(size, name, constant)
         return self._fresh[key]
+
+    def split(self, axis: Axis, part: int, rest: int) -> tuple[Axis, Axis]:
+        """An axis as `part` groups of `rest` entries; the same split gives the same axes."""
+        key, constant = (axis, part), axis.constant
+        high = self.fresh((key, "high"), part, f"{axis.name}/{rest}", constant)
+        low = self.fresh((key, "low"), rest, f"{axis.name}%{rest}", constant)
+        self.wholes[high, low] = axis
+        return high, low
 
     def unite(self, left: Axis, right: Axis) -> None:
         """State that entry i of one axis meets entry i of the other."""

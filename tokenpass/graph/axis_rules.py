@@ -16,6 +16,7 @@ from tokenpass.graph.call import Call
 from tokenpass.graph.rule import Rule
 from tokenpass.graph.rules_apart import Detach, Factory, Like, Lookup, Normalise, Pointwise, Project
 from tokenpass.graph.rules_layout import (
+    Components,
     Concatenate,
     Expand,
     Permute,
@@ -27,6 +28,7 @@ from tokenpass.graph.rules_layout import (
     swap_order,
 )
 from tokenpass.graph.rules_mixing import Contract, Convolve, Reduce, Softmax
+from tokenpass.graph.rules_order import AddBack, Count, Divide, Groups, Order, PutBack
 from tokenpass.graph.rules_position import AdvancedIndex, Along, Gather, Parts, Read
 
 aten = torch.ops.aten
@@ -65,6 +67,11 @@ def all_but_batch(call: Call) -> list[int]:
     return list(range(1, len(call.operands[0].label)))
 
 
+def channels(call: Call) -> list[int]:
+    """The second dimension; all of them where statistics are those of the call itself."""
+    return list(range(len(call.operands[0].label))) if call["training"] else [1]
+
+
 def padded_dims(call: Call) -> list[int]:
     """The dimensions that `pad` touches: pairs from the last one."""
     rank = len(call.operands[0].label)
@@ -73,6 +80,8 @@ def padded_dims(call: Call) -> list[int]:
 
 LINEAR = Pointwise(linear=True)
 PLAIN = Pointwise()
+COPY = Pointwise(linear=True, copies=True)
+BLANK = Pointwise(blank=True)
 
 AXIS_RULES: Mapping[Any, Rule] = {
     # tokens apart, operands broadcast: f(x, y)[i] = f(x[i], y[i])
@@ -81,17 +90,17 @@ AXIS_RULES: Mapping[Any, Rule] = {
     aten.div.Tensor: LINEAR,
     aten.div.Scalar: LINEAR,
     aten.neg.default: LINEAR,
-    aten.dropout.default: LINEAR,
-    aten.to.dtype: LINEAR,
-    aten.to.dtype_layout: LINEAR,
-    aten.to.device: LINEAR,
-    aten._to_copy.default: LINEAR,
-    aten.contiguous.default: LINEAR,
-    aten.clone.default: LINEAR,
-    aten.alias.default: LINEAR,
-    aten.detach.default: LINEAR,
+    aten.dropout.default: COPY,
+    aten.to.dtype: COPY,
+    aten.to.dtype_layout: COPY,
+    aten.to.device: COPY,
+    aten._to_copy.default: COPY,
+    aten.contiguous.default: COPY,
+    aten.clone.default: COPY,
+    aten.alias.default: COPY,
+    aten.detach.default: COPY,
     aten.detach_.default: Detach(linear=True),
-    aten.lift_fresh_copy.default: LINEAR,
+    aten.lift_fresh_copy.default: COPY,
     aten.where.self: PLAIN,
     aten.where.ScalarSelf: PLAIN,
     aten.where.ScalarOther: PLAIN,
@@ -108,8 +117,10 @@ AXIS_RULES: Mapping[Any, Rule] = {
     aten.logical_and.default: PLAIN,
     aten.logical_or.default: PLAIN,
     aten.logical_not.default: PLAIN,
-    aten.floor_divide.default: PLAIN,
-    aten.remainder.Scalar: PLAIN,
+    aten.floor_divide.default: Divide(),
+    aten.div.Scalar_mode: Divide(),
+    aten.div.Tensor_mode: Divide(),
+    aten.remainder.Scalar: Divide(rest=True),
     aten.gelu.default: PLAIN,
     aten.silu.default: PLAIN,
     aten.relu.default: PLAIN,
@@ -124,10 +135,10 @@ AXIS_RULES: Mapping[Any, Rule] = {
     aten.clamp.default: PLAIN,
     aten.rsub.Scalar: PLAIN,
     aten.rsub.Tensor: PLAIN,
-    aten.full_like.default: PLAIN,
-    aten.zeros_like.default: PLAIN,
-    aten.ones_like.default: PLAIN,
-    aten.empty_like.default: PLAIN,
+    aten.full_like.default: BLANK,
+    aten.zeros_like.default: BLANK,
+    aten.ones_like.default: BLANK,
+    aten.empty_like.default: BLANK,
     aten.type_as.default: Like(),
     # factories: nothing of an operand's tokens enters
     aten.arange.default: Factory(ordered=True),
@@ -160,6 +171,9 @@ AXIS_RULES: Mapping[Any, Rule] = {
     aten.numpy_T.default: Permute(reverse_order),
     aten.expand.default: Expand(),
     aten.repeat.default: Repeat(),
+    # real and imaginary parts
+    aten.view_as_complex.default: Components(split=False),
+    aten.view_as_real.default: Components(split=True),
     # sums over a dimension
     aten.linear.default: Project(),
     aten.matmul.default: Contract(),
@@ -187,11 +201,13 @@ AXIS_RULES: Mapping[Any, Rule] = {
     aten.argmax.default: Reduce(),
     aten.max.dim: Reduce(),
     aten.logsumexp.default: Reduce(),
+    aten.linalg_vector_norm.default: Reduce(),
     # statistics over some dimensions, tokens apart
     aten.layer_norm.default: Normalise(normalised),
     aten.native_layer_norm.default: Normalise(normalised),
     aten.rms_norm.default: Normalise(normalised),
     aten.group_norm.default: Normalise(all_but_batch),
+    aten.batch_norm.default: Normalise(channels),
     aten.log_softmax.int: Normalise(one_dim),
     # entries at fixed places
     aten.select.int: Read(keep=False),
@@ -205,14 +221,11 @@ AXIS_RULES: Mapping[Any, Rule] = {
     aten.cat.default: Concatenate(new=False),
     aten.stack.default: Concatenate(new=True),
     # entries that depend on their place
-    aten.cumsum.default: Along(one_dim, fresh=False),
+    aten.cumsum.default: Along(one_dim, fresh=False, totals=True),
     aten.cumprod.default: Along(one_dim, fresh=False),
     aten.roll.default: Along(listed_dims),
     aten.flip.default: Along(listed_dims),
     aten.diff.default: Along(one_dim),
-    aten.sort.default: Along(one_dim),
-    aten.sort.stable: Along(one_dim),
-    aten.argsort.default: Along(one_dim),
     aten.topk.default: Along(one_dim),
     aten.tril.default: Along(last_two, fresh=False),
     aten.triu.default: Along(last_two, fresh=False),
@@ -222,7 +235,23 @@ AXIS_RULES: Mapping[Any, Rule] = {
     aten.embedding.default: Lookup(),
     aten.index.Tensor: AdvancedIndex(),
     aten.gather.default: Gather(),
+    aten.scatter.value: Gather(writes=True),
+    aten.scatter.src: Gather(writes=True),
+    # rows in an order of their own, and back
+    aten.sort.default: Order(one_dim, places_at=1),
+    aten.sort.stable: Order(one_dim, places_at=1),
+    aten.argsort.default: Order(one_dim),
+    aten.argsort.stable: Order(one_dim),
+    aten.histc.default: Count(),
+    aten._grouped_mm.default: Groups(),
+    aten.index_put.default: PutBack(),
+    aten.index_add.default: AddBack(),
 }
+
+FOREIGN_RULES: Mapping[str, Rule] = {
+    "transformers::grouped_mm_fallback": Groups(),
+}
+"""Rules of operators that other libraries bring, by schema name: none of them is imported."""
 
 
 def find_rule(target: Any) -> Rule | None:
@@ -231,6 +260,8 @@ def find_rule(target: Any) -> Rule | None:
         return AXIS_RULES[target]
     if not isinstance(target, torch._ops.OpOverload) or mutates(target):
         return None
+    if target._schema.name in FOREIGN_RULES:
+        return FOREIGN_RULES[target._schema.name]
     return PLAIN if torch.Tag.pointwise in target.tags else None
 
 

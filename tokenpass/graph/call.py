@@ -10,6 +10,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from tokenpass.graph.axis import AxisTable, Cut, Factor, Label, Size
+from tokenpass.graph.meaning import Meaning
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +18,8 @@ class Operand:
     """A tensor argument: its label, its full shape, and its value where the graph is being run.
 
     `stream`: the value descends from the token stream's birth (else it is a side operand: a
-    table, a mask, a parameter). `nonnegative`: provably no entry below zero.
+    table, a mask, a parameter). `nonnegative`: provably no entry below zero. `meaning`: what its
+    integers say about rows, if they do.
     """
 
     label: Label
@@ -25,6 +27,7 @@ class Operand:
     value: Any = None
     stream: bool = False
     nonnegative: bool = False
+    meaning: Meaning | None = None
 
 
 class Runner(Protocol):

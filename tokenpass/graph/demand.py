@@ -76,6 +76,8 @@ def operand_demands(
     rule = find_rule(node.target)
     if node not in labels.of or rule is None:
         return [(source, EVERYTHING) for source in inputs]
+    if node in labels.table.row_wise:
+        return [(source, row_demand(source, labels, axis, merge(out))) for source in inputs]
     call = labels.call(node)
     outs = [out.get(at, NOTHING) for at in range(len(call.out_shapes))]
     try:
@@ -88,6 +90,12 @@ def operand_demands(
         whole = merge(dict(enumerate(outs)))
         return [(source, whole.read_whole()) for source, _ in demands]
     return demands
+
+
+def row_demand(source: Node, labels: Labels, axis: Axis, out: Demand) -> Demand:
+    """Demand on an input of a call that treats rows apart, in whatever order they are."""
+    holds_rows = source in labels.table.row_wise or find_axis(labels[source], axis)
+    return out if holds_rows else out.read_whole()
 
 
 def operand_nodes(node: Node, labels: Labels) -> list[Node]:

@@ -152,7 +152,5 @@ def split_factor(factor: Factor, part: sympy.Expr, table: AxisTable) -> tuple[Fa
     rest = sympy.cancel(size_expr(axis.size) / part)
     if not (part.is_Integer and rest.is_Integer):
         raise Irregular("a reshape splits an axis of dynamic length")
-    key = (axis, int(part))
-    high = table.fresh((key, "high"), int(part), f"{axis.name}/{rest}", axis.constant)
-    low = table.fresh((key, "low"), int(rest), f"{axis.name}%{rest}", axis.constant)
+    high, low = table.split(axis, int(part), int(rest))
     return Factor(high), Factor(low)

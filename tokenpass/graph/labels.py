@@ -14,6 +14,8 @@ from tokenpass.graph.aliases import written_nodes
 from tokenpass.graph.axis import Axis, AxisTable, Label, Size, Unalignable, find_axis, is_constant
 from tokenpass.graph.axis_rules import find_rule
 from tokenpass.graph.call import Call, Operand, bind, is_one
+from tokenpass.graph.meaning import Meaning
+from tokenpass.graph.row_sets import RowSet, find_row_sets
 from tokenpass.tracing import fake_tensors, fake_value
 
 aten = torch.ops.aten
@@ -42,6 +44,7 @@ class Labels:
         self.of: dict[Node, tuple[Label, ...]] = {}
         self.nonnegative: set[Node] = set()
         self.written = written_nodes(graph)
+        self.meanings: dict[Node, tuple[Meaning | None, ...]] = {}
         self._samples: dict[tuple[Node, Axis, Axis], bool] = {}
         for node in graph.nodes:
             if fake_tensors(node):
@@ -50,6 +53,8 @@ class Labels:
                     self.of[node] = self.without_constants(node)
                 elif self.is_nonnegative(node):
                     self.nonnegative.add(node)
+                self.note_meaning(node)
+        self.row_sets: list[RowSet] = find_row_sets(graph, self)
 
     def __getitem__(self, node: Node) -> Label:
         return self.of[node][0]
@@ -70,6 +75,24 @@ class Labels:
             return rule.infer(call)
         except Unalignable:
             return tuple(call.fresh_label(at) for at in range(len(call.out_shapes)))
+
+    def note_meaning(self, node: Node) -> None:
+        """What a value's integers say about rows, where they do."""
+        if node.op != "call_function" or node in self.written:
+            return
+        if node.target is operator.getitem:
+            source, index = node.args
+            found = self.meanings.get(source, ())[index:][:1] if isinstance(index, int) else ()  # type: ignore[arg-type]
+        else:
+            rule = find_rule(node.target)
+            found = rule.meanings(self.call(node)) if rule is not None else ()
+        if any(found):
+            self.meanings[node] = found
+
+    def meaning(self, node: Node) -> Meaning | None:
+        """What the integers of a node's only value say about rows."""
+        found = self.meanings.get(node, ())
+        return found[0] if len(found) == 1 else None
 
     def without_constants(self, node: Node) -> tuple[Label, ...]:
         """The node's labels, with new axes for dimensions whose entries were all equal."""
@@ -98,7 +121,7 @@ class Labels:
 
         Asked of the rule, by a cut of the batch: it must come through, and block nothing.
         """
-        if batch is None:
+        if batch is None or node in self.table.row_wise:
             return True
         key = (node, batch.root, axis.root)
         if key not in self._samples:
@@ -130,7 +153,10 @@ class Labels:
         if not isinstance(fake, torch.Tensor):
             return fake
         known = value in self.nonnegative
-        return Operand(self.of[value][0], tuple(fake.shape), fake, nonnegative=known)
+        meaning = self.meaning(value)
+        return Operand(
+            self.of[value][0], tuple(fake.shape), fake, nonnegative=known, meaning=meaning
+        )
 
     def is_nonnegative(self, node: Node) -> bool:
         """Whether no entry of an integer value can be below zero."""

@@ -14,6 +14,7 @@ from tokenpass.graph.labels import Labels
 from tokenpass.tracing import calls, fake_value
 
 aten = torch.ops.aten
+FUSED = aten.scaled_dot_product_attention.default
 SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default})
 PRODUCT = frozenset({aten.matmul.default, aten.bmm.default})
 FILL = (aten.masked_fill.Scalar, aten.masked_fill.Tensor)
@@ -69,6 +70,11 @@ class AttentionRegion:
     scale: float | None = None
 
     @property
+    def attention(self) -> Node:
+        """The fused call, or the softmax of a hand-written one."""
+        return self.probabilities or self.node
+
+    @property
     def is_self(self) -> bool:
         """Whether queries and keys count the same tokens."""
         return self.query_axis is self.key_axis
@@ -79,7 +85,7 @@ def attention_regions(graph: Graph, labels: Labels, examples: Examples) -> list[
     found: list[AttentionRegion] = []
     for node in calls(graph):
         region = None
-        if node.target is aten.scaled_dot_product_attention.default:
+        if node.target is FUSED:
             region = fused_region(node, labels, examples, len(found))
         elif node.target in SOFTMAX:
             region = written_region(node, labels, examples, len(found))

@@ -17,6 +17,7 @@ from tokenpass.graph.demand_lattice import (
     NOTHING,
     Demand,
 )
+from tokenpass.graph.meaning import Meaning
 
 Kind = Literal["equivariant", "reducing", "position-dependent", "joining", "factory"]
 
@@ -43,6 +44,18 @@ class Rule(ABC):
     def blocked(self, call: Call) -> list[Blocked]:
         """Factors (operand, place) that must be at full length before the call."""
         return []
+
+    def summed(self, call: Call) -> list[Blocked]:
+        """Shortened factors over which the outputs mix tokens."""
+        return []
+
+    def meanings(self, call: Call) -> tuple[Meaning | None, ...]:
+        """What the integers of the outputs say about rows."""
+        return tuple(None for _ in call.out_shapes)
+
+    def minds_rows(self, call: Call) -> bool:
+        """Whether numbers of rows and tallies among the operands are used as what they are."""
+        return False
 
     def keeps_sums(self, call: Call) -> bool:
         """Whether sums over merged tokens stay such sums: `f(s x) = s f(x)` along what is kept."""

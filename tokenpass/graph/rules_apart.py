@@ -18,15 +18,27 @@ from tokenpass.graph.join import (
     follow,
     offer,
 )
+from tokenpass.graph.meaning import Meaning
 from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, join_demands, summed_places
 
 
 @dataclass(frozen=True)
 class Pointwise(Rule):
-    """`f(x, y)[i] = f(x[i], y[i])`, operands broadcast; `linear`: in the first operand."""
+    """`f(x, y)[i] = f(x[i], y[i])`, operands broadcast; `linear`: in the first operand.
+
+    `copies`: a copy, maybe of another dtype. `blank`: only the shape of the operand matters.
+    """
 
     kind: ClassVar[Kind] = "joining"
     linear: bool = False
+    copies: bool = False
+    blank: bool = False
+
+    def meanings(self, call: Call) -> tuple[Meaning | None, ...]:
+        return (call.operands[0].meaning if self.copies else None,)
+
+    def minds_rows(self, call: Call) -> bool:
+        return self.copies or self.blank
 
     def infer(self, call: Call) -> tuple[Label, ...]:
         labels = [operand.label for operand in call.operands]

@@ -19,12 +19,19 @@ from tokenpass.graph.join import (
     broadcast_targets,
     regroup,
 )
+from tokenpass.graph.meaning import Meaning
 from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, cut_places, join_demands
 
 
 @dataclass(frozen=True)
 class Layout(Rule):
     """Entries are moved or repeated, none is changed."""
+
+    def meanings(self, call: Call) -> tuple[Meaning | None, ...]:
+        return (call.operands[0].meaning,)
+
+    def minds_rows(self, call: Call) -> bool:
+        return True
 
     def keeps_sums(self, call: Call) -> bool:
         return True
@@ -133,6 +140,21 @@ class Repeat(Layout):
             copies = () if is_one(times) else (call.fresh(at, times, constant=True),)
             out.append(copies + (label[at - skip] if at >= skip else ()))
         return (tuple(out),)
+
+
+@dataclass(frozen=True)
+class Components(Rule):
+    """Complex numbers from pairs in the last dimension, or (`split`) such pairs from numbers."""
+
+    split: bool
+
+    def infer(self, call: Call) -> tuple[Label, ...]:
+        label = call.operands[0].label
+        return ((*label, call.fresh_label()[-1]) if self.split else label[:-1],)
+
+    def blocked(self, call: Call) -> list[Blocked]:
+        operand = call.operands[0]
+        return [] if self.split else block_dims(0, operand, [len(operand.label) - 1])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from tokenpass.graph.axis import Axis, Factor, Label, deeper, find_axis
-from tokenpass.graph.call import Call, Operand, Runner
+from tokenpass.graph.call import Call, Operand, Runner, is_one, is_zero
 from tokenpass.graph.demand_lattice import (
     Demand,
     Extent,
@@ -28,9 +28,16 @@ from tokenpass.graph.rule import (
 )
 
 
+def spread(given: Any, count: int) -> list[Any]:
+    """A convolution's argument for each dimension; a named padding adds nothing to one entry."""
+    if isinstance(given, str):
+        return [0] * count
+    return list(given) * count if len(given) == 1 else list(given)
+
+
 @dataclass(frozen=True)
 class Convolve(Rule):
-    """Convolutions keep the batch alone; channels and places are new."""
+    """Convolutions keep the batch, and places that they look at one by one; channels are new."""
 
     kind: ClassVar[Kind] = "position-dependent"
 
@@ -39,19 +46,36 @@ class Convolve(Rule):
         source, weight = call.operands[:2]
         return source.label[:1] if len(source.label) == len(weight.label) else ()
 
+    def apart(self, call: Call) -> list[int]:
+        """Dimensions along which a window has one entry, and stands at every place."""
+        first = len(self.batch(call)) + 1
+        sizes = call.operands[1].shape[2:]
+        stride, padding = (spread(call[name], len(sizes)) for name in ("stride", "padding"))
+        return [
+            first + at
+            for at, size in enumerate(sizes)
+            if is_one(size) and is_one(stride[at]) and is_zero(padding[at])
+        ]
+
     def infer(self, call: Call) -> tuple[Label, ...]:
-        batch = self.batch(call)
-        return ((*batch, *call.fresh_label()[len(batch) :]),)
+        label, kept = list(call.fresh_label()), self.apart(call)
+        source = call.operands[0].label
+        start = len(self.batch(call))
+        same = [*range(start), *kept]
+        return (tuple(source[at] if at in same else dim for at, dim in enumerate(label)),)
 
     def blocked(self, call: Call) -> list[Blocked]:
-        start = len(self.batch(call))
-        found = block_dims(0, call.operands[0], range(start, len(call.operands[0].label)))
+        start, kept = len(self.batch(call)), self.apart(call)
+        dims = [at for at in range(start, len(call.operands[0].label)) if at not in kept]
+        found = block_dims(0, call.operands[0], dims)
         for at, operand in enumerate(call.operands[1:], start=1):
             found += block_dims(at, operand, range(len(operand.label)))
         return found
 
     def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
-        return [join_demands(out).read_whole() for _ in call.operands]
+        joined, place = join_demands(out), find_axis(call.operands[0].label, axis)
+        first = joined if place and place[0] in self.apart(call) else joined.read_whole()
+        return [first, *(joined.read_whole() for _ in call.operands[1:])]
 
 
 @dataclass(frozen=True)
@@ -91,6 +115,12 @@ class Contract(Rule):
         targets[self.first] = (*left_batch, *rows, recut(left[len(left) - 1], inner))
         targets[self.first + 1] = (*right_batch, recut(inner_dim(right), inner), *columns)
         return targets
+
+    def summed(self, call: Call) -> list[Blocked]:
+        left, right = self.sides(call)
+        places = block_dims(self.first, left, [len(left.label) - 1])
+        inner = max(0, len(right.label) - 2)
+        return places + block_dims(self.first + 1, right, [inner])
 
     def keeps_sums(self, call: Call) -> bool:
         left, right = self.sides(call)
@@ -155,6 +185,9 @@ class Softmax(Rule):
         label[dim] = tuple(replace(f, extensive=f.cut is not None) for f in label[dim])
         return (tuple(label),)
 
+    def summed(self, call: Call) -> list[Blocked]:
+        return block_dims(0, call.operands[0], [call.dim()])
+
     def execute(self, call: Call, outs: tuple[Label, ...], runner: Runner) -> Any:
         operand, dim = call.operands[0], call.dim()
         value = operand.value
@@ -200,6 +233,9 @@ class Reduce(Rule):
         else:
             out = tuple(dim for at, dim in enumerate(label) if at not in dims)
         return tuple(out for _ in call.out_shapes)
+
+    def summed(self, call: Call) -> list[Blocked]:
+        return block_dims(0, call.operands[0], self.dims(call))
 
     def blocked(self, call: Call) -> list[Blocked]:
         operand = call.operands[0]

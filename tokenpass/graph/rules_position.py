@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,9 +18,8 @@ from tokenpass.graph.demand_lattice import (
     Position,
     read_at,
 )
-from tokenpass.graph.join import (
-    broadcast,
-)
+from tokenpass.graph.join import broadcast, broadcast_targets, follow, join_dims
+from tokenpass.graph.meaning import Meaning, Places, Tally, cut_like
 from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, join_demands
 
 
@@ -28,23 +27,29 @@ from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, join_demands
 class Along(Rule):
     """Entries along one dimension depend on their place (cumsum, sort, roll, pad, triangles).
 
-    `fresh`: the dimension counts something new afterwards; `dims` computes the dimensions.
+    `fresh`: the dimension counts something new afterwards, the same in all outputs; `dims`
+    computes the dimensions. `totals`: running totals, also of a tally.
     """
 
     kind: ClassVar[Kind] = "position-dependent"
     dims: Callable[[Call], list[int]]
     fresh: bool = True
+    totals: bool = False
 
     def infer(self, call: Call) -> tuple[Label, ...]:
-        label, dims = call.operands[0].label, self.dims(call)
-        outs = []
-        for output in range(len(call.out_shapes)):
-            new = call.fresh_label(output)
-            place = [
-                at in dims and (self.fresh or is_constant(label[at])) for at in range(len(label))
-            ]
-            outs.append(tuple(new[at] if place[at] else dim for at, dim in enumerate(label)))
-        return tuple(outs)
+        label, dims, new = call.operands[0].label, self.dims(call), call.fresh_label()
+        place = [at in dims and (self.fresh or is_constant(label[at])) for at in range(len(label))]
+        out = tuple(new[at] if place[at] else dim for at, dim in enumerate(label))
+        return tuple(out for _ in call.out_shapes)
+
+    def meanings(self, call: Call) -> tuple[Meaning | None, ...]:
+        known = call.operands[0].meaning
+        if self.totals and isinstance(known, Tally) and not known.ends:
+            return (replace(known, ends=True),)
+        return super().meanings(call)
+
+    def minds_rows(self, call: Call) -> bool:
+        return self.meanings(call)[0] is not None
 
     def blocked(self, call: Call) -> list[Blocked]:
         return block_dims(0, call.operands[0], self.dims(call))
@@ -171,24 +176,57 @@ class AdvancedIndex(Rule):
             if index is not None
         )
 
+    def rows(self, call: Call) -> Places | None:
+        """The rows that a single index numbers, if they are those of the indexed dimension."""
+        if not self.regular(call) or len(self.indexed(call)) != 1:
+            return None
+        (dim,) = self.indexed(call)
+        operand, meaning = call.operands[0], call["indices"][dim].meaning
+        known = isinstance(meaning, Places) and operand.meaning is None
+        if not known or len(operand.label[dim]) != len(meaning.into):
+            return None
+        pairs = zip(operand.label[dim], meaning.into, strict=True)
+        return meaning if all(same_size(f.axis.size, g.axis.size) for f, g in pairs) else None
+
     def infer(self, call: Call) -> tuple[Label, ...]:
         if not self.regular(call):
             return (call.fresh_label(),)
-        dims, label = self.indexed(call), call.operands[0].label
+        dims, label, rows = self.indexed(call), call.operands[0].label, self.rows(call)
+        if rows is not None:  # what is read by one order meets entry by entry
+            join_dims([rows.into, label[dims[0]]], call.table)
         middle = broadcast([call["indices"][at].label for at in dims], call.table)
-        together = dims == list(range(dims[0], dims[-1] + 1))
+        start = self.start(call)
         rest = [dim for at, dim in enumerate(label) if at not in dims]
-        start = dims[0] if together else 0
         return ((*rest[:start], *middle, *rest[start:]),)
 
+    def start(self, call: Call) -> int:
+        """Where the indices' dimensions stand in the output."""
+        dims = self.indexed(call)
+        return dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
+
+    def targets(self, call: Call, outs: tuple[Label, ...]) -> list[Label]:
+        if not self.regular(call):
+            return super().targets(call, outs)
+        dims, rows, first = self.indexed(call), self.rows(call), call.operands[0]
+        indices = [call["indices"][at] for at in dims]
+        rank = max(len(index.label) for index in indices)
+        middle = outs[0][self.start(call) :][:rank]
+        target = list(first.label)
+        if rows is not None:
+            target[dims[0]] = cut_like(rows, indices[0].label)
+        return [tuple(target), *broadcast_targets([i.label for i in indices], middle)]
+
     def blocked(self, call: Call) -> list[Blocked]:
-        # an index tensor that was itself shortened keeps its meaning; the indexed dims do not
-        operand = call.operands[0]
-        dims = self.indexed(call) if self.regular(call) else range(len(operand.label))
-        found = block_dims(0, operand, list(dims))
-        for at, other in enumerate(call.operands[1:], start=1):
-            found += block_dims(at, other, range(len(other.label)))
-        return found
+        # an index that was itself shortened keeps its meaning; the indexed dimensions do not
+        operands = call.operands
+        if self.regular(call):
+            if self.rows(call) is not None and call.node in call.table.row_wise:
+                return []
+            return block_dims(0, operands[0], self.indexed(call))
+        return [b for at, o in enumerate(operands) for b in block_dims(at, o, range(len(o.label)))]
+
+    def minds_rows(self, call: Call) -> bool:
+        return self.rows(call) is not None
 
     def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
         joined = join_demands(out)
@@ -246,22 +284,71 @@ RANGE_COPIES = frozenset(
 
 @dataclass(frozen=True)
 class Gather(Rule):
-    """`out[i][j] = x[i][index[i][j]]` along one dimension."""
+    """`out[i][j] = x[i][index[i][j]]` along one dimension; the others meet entry by entry.
 
-    kind: ClassVar[Kind] = "position-dependent"
+    `writes`: `scatter`, `x[i][index[i][j]] = source[i][j]`: other entries of `x` stay.
+    """
+
+    kind: ClassVar[Kind] = "joining"
+    writes: bool = False
+
+    def shared(self, call: Call) -> list[int]:
+        """The other dimensions, where all operands have the same size."""
+        first, *others = call.operands
+        return [
+            at
+            for at in range(len(first.label))
+            if at != call.dim() and all(same_size(o.shape[at], first.shape[at]) for o in others)
+        ]
 
     def infer(self, call: Call) -> tuple[Label, ...]:
-        # equal indices read different rows: only the dimension that is read takes their equality
-        label, new, dim = call.operands[1].label, call.fresh_label(), call.dim()
-        return (
-            tuple(new[at] if at != dim and is_constant(d) else d for at, d in enumerate(label)),
-        )
+        operands, new, shared = call.operands, call.fresh_label(), self.shared(call)
+        source = operands[0] if self.writes else operands[1]
+        out = []
+        for at, dim in enumerate(source.label):
+            if at in shared:
+                dim = join_dims([o.label[at] for o in operands], call.table)
+            elif is_constant(dim) and (self.writes or at != call.dim()):
+                dim = new[at]  # equal entries of one operand meet different ones of another
+            out.append(dim)
+        return (tuple(out),)
+
+    def targets(self, call: Call, outs: tuple[Label, ...]) -> list[Label]:
+        shared = self.shared(call)
+        return [
+            tuple(
+                follow(dim, outs[0][at]) if at in shared and dim else dim
+                for at, dim in enumerate(operand.label)
+            )
+            for operand in call.operands
+        ]
 
     def blocked(self, call: Call) -> list[Blocked]:
+        shared = self.shared(call)
+        keep = {call.dim()} if not self.writes else set()
         return [
-            b for at, o in enumerate(call.operands) for b in block_dims(at, o, range(len(o.label)))
+            b
+            for index, operand in enumerate(call.operands)
+            for b in block_dims(
+                index,
+                operand,
+                [
+                    at
+                    for at in range(len(operand.label))
+                    if at not in shared and not (index == 1 and at in keep)
+                ],
+            )
         ]
 
     def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
-        joined = join_demands(out)
-        return [joined.read_whole() for _ in call.operands]
+        joined, shared = join_demands(out), self.shared(call)
+        places = [find_axis(operand.label, axis) for operand in call.operands]
+        return [joined if p and p[0] in shared else joined.read_whole() for p in places]
+
+    def query_operands(self, call: Call) -> list[int]:
+        shared = self.shared(call)
+        return [
+            index
+            for index, operand in enumerate(call.operands)
+            if any(operand.label[at] for at in shared)
+        ]

@@ -15,8 +15,10 @@ from tokenpass.graph.axis import Axis, find_axis
 from tokenpass.graph.causality import Examples
 from tokenpass.graph.demand import demand_of
 from tokenpass.graph.labels import Labels
+from tokenpass.graph.mlp import MlpRegion, mlp_regions
 from tokenpass.graph.regions import AttentionRegion, attention_regions
 from tokenpass.graph.sites import Site, Stream, data_flow, find_sites, main_output, stream_chain
+from tokenpass.graph.windows import window_rejection, windowed_attention
 from tokenpass.tracing import fake_tensors, fake_value, module_path, output_nodes, source_line
 
 
@@ -32,6 +34,7 @@ class View:
     caches: frozenset[Node]
     main: Node | None
     rejections: tuple[Rejection, ...]
+    mlps: tuple[MlpRegion, ...] = ()
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -70,7 +73,9 @@ def analyse(
     goal = main_output(module, caches)
     rejections: list[Rejection] = []
     streams = tuple(find_streams(module, labels, regions, goal, inputs, rejections))
-    return View(module, labels, regions, streams, written, caches, goal, tuple(rejections))
+    mlps = tuple(mlp_regions(module.graph, labels, regions))
+    told = tuple(rejections)
+    return View(module, labels, regions, streams, written, caches, goal, told, mlps)
 
 
 def find_streams(
@@ -82,9 +87,11 @@ def find_streams(
     rejections: list[Rejection],
 ) -> list[Stream]:
     """One stream for each axis that some self-attention runs over."""
-    own = [region for region in regions if region.is_self]
-    if not own or goal is None:
-        because = "no self-attention" if not own else "no floating output"
+    windows = windowed_attention(module.graph, labels, inputs)
+    rejections += [window_rejection(node, labels) for node in windows]
+    own = [r for r in regions if r.is_self and r.attention not in windows]
+    if goal is None or not (own or windows):
+        because = "no floating output" if goal is None else "no self-attention"
         rejections.append(Rejection("no_token_stream", "graph", because))
         return []
     flow, streams = data_flow(module), []

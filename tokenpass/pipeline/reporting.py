@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import sympy
 
 from tokenpass.cost.device import DeviceProfile
 from tokenpass.cost.roofline import GraphCost
 from tokenpass.graph.layers import costs_by_layer, layer_prefixes
+from tokenpass.graph.reading import reads
+from tokenpass.graph.view import View
 from tokenpass.pipeline.planned import Planned
 from tokenpass.plan.levels import TOKENS
 from tokenpass.plan.plan_file import plan_to_yaml
@@ -26,7 +30,22 @@ def report_of(planned: Planned, seconds: float) -> GraphReport:
         seconds=seconds,
         plan_yaml=plan_to_yaml(planned.plan),
         exact=planned.exact,
+        found=recognised(planned.view),
     )
+
+
+def recognised(view: View) -> tuple[str, ...]:
+    """What analysis recognised: how many regions of each kind, and what is read of each stream."""
+    mlps = Counter(f"{m.kind} {m.activation or 'activation of its own'}" for m in view.mlps)
+    sets = Counter(rows.refused is None for rows in view.labels.row_sets)
+    counts = {
+        "attention": len(view.regions),
+        **{f"MLP ({kind})": count for kind, count in mlps.items()},
+        "rows sorted and put back": sets[True],
+        "rows sorted": sets[False],
+    }
+    named = [f"{count} x {name}" for name, count in counts.items() if count]
+    return (*named, *(f"reads {how}" for s in view.streams for how in reads(s, view.labels)))
 
 
 def layer_rows(planned: Planned) -> tuple[tuple[LayerRow, ...], tuple[float, float]]:

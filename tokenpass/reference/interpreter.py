@@ -130,6 +130,9 @@ class Reference(Interpreter):
                 return grouped_softmax(args[0], asking, answering)
             answering = self.groups_of(attention.key_stream, second, -2)
             return args[0] @ grouped_values(args[1], answering)
+        if n.target is torch.ops.aten.view.default:  # what is grouped may be laid out otherwise
+            (value, shape), _ = self.fetch_args_kwargs_from_env(n)
+            return value.reshape(shape)
         return super().run_node(n)
 
     def groups_of(self, stream: int | None, node: Node, dim: int) -> Groups | None:

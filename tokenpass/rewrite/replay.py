@@ -31,6 +31,7 @@ from tokenpass.graph.view import View
 from tokenpass.rewrite.read_cut import ReadCut, place_among, run_start
 from tokenpass.rewrite.reduction import Gather, Reduction, Slice, owned_by
 from tokenpass.rewrite.restoring import ReplayRefused, Restoring, leaves_values
+from tokenpass.rewrite.returning import return_reason
 from tokenpass.rewrite.values import NodeOperand
 from tokenpass.tracing import fake_value, module_path, source_line
 
@@ -119,6 +120,7 @@ class Replay(Restoring):
             return read
         for index, at in [*self.mixed_samples(call), *rule.restored_first(call)]:
             operands = call.operands
+            self.note_return(node, operands[index], at)
             operands[index] = self.restore(operands[index], at)
             call = call.with_operands(operands)
         for cut in cuts:
@@ -142,7 +144,9 @@ class Replay(Restoring):
                 return self.env[value]
             shape = tuple(fake_value(value).shape)
             stream = value in self.stream_nodes
-            return NodeOperand(self.label(value), shape, self.env[value], stream, node=value)
+            meaning = self.view.labels.meaning(value)
+            now = self.label(value)
+            return NodeOperand(now, shape, self.env[value], stream, meaning=meaning, node=value)
 
         raw = bind(node.target, node.args, node.kwargs)
         bound = {name: tree_map(operand, value) for name, value in raw.items()}
@@ -193,6 +197,13 @@ class Replay(Restoring):
             if place is not None and operand.stream:
                 operands[index] = self.align(operand, with_cut(operand.label, place, goal))
         return call.with_operands(operands)
+
+    def note_return(self, node: Node, operand: Operand, at: tuple[int, int]) -> None:
+        """Remember why tokens come back before a call, once for each call."""
+        source = getattr(operand, "node", None)
+        reason = return_reason(self.view, node, operand, at, source)
+        if reason is not None and reason not in self.barriers:
+            self.barriers.append(reason)
 
     def run_barrier(self, node: Node, because: str = "no rule") -> Any:
         """Run a call at full length, after restoring every operand, and say so."""

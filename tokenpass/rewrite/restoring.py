@@ -40,6 +40,8 @@ class Restoring(Shortening):
             return self.memo[key]
         out, factor = operand, operand.label[at[0]][at[1]]
         cut: Reduction | None = factor.cut
+        if cut is not None and factor.axis.root in self.view.labels.table.ordered_by:
+            self.refuse_restore(operand, cut, because)  # their order is that of fewer rows
         while cut is not None:
             with owned_by(cut.owner):
                 out = self.restore_step(out, at, cut, because)

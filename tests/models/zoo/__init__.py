@@ -47,6 +47,7 @@ SMALL_SET: tuple[str, ...] = (
     "causal_stream",
     "torch_encoder",
     "written_einsum",
+    "written_viewed_heads",
     "written_batched_heads",
     "written_table_bias",
     "written_repeated_keys",
@@ -69,9 +70,9 @@ DENSE: dict[str, str] = {
     "funnel": "no_site",
     "pvt": "nothing_behind",
     "segformer": "no_token_stream",
-    "swin": "no_token_stream",
-    "swinv2": "no_token_stream",
-    "written_windows": "no_site",
+    "swin": "window_partition",
+    "swinv2": "window_partition",
+    "written_windows": "window_partition",
     # attention over two streams laid end to end, or over a picture's pixels between convolutions
     "flux": "level_out_of_range",
     "sd3": "no_token_stream",
@@ -79,14 +80,18 @@ DENSE: dict[str, str] = {
     "levit": "no_chain",
     # several values together separate the input from the output, and no single one
     "written_two_streams": "declined",
-    # tokens are a spatial dimension of grouped convolutions
-    "squeezebert": "no_token_stream",
     # no attention, or none that is recognised
     "convnext": "no_token_stream",
     "fnet": "no_token_stream",
     "mamba": "functorch_region",
     "mamba2": "no_token_stream",
     "rwkv": "no_token_stream",
+    # attention beside learnt sinks
+    "gpt_oss": "no_token_stream",
+    # heads are written into an empty tensor, part by part
+    "deepseek_v3": "mutated_alias",
+    # a loop over the experts that were hit breaks the graph
+    "mixtral_one_by_one": "no_token_stream",
     "written_softmax": "no_token_stream",
 }
 """Families that are left dense, with the code that says why (`declined`: the planner's note)."""

@@ -45,6 +45,11 @@ def fused(a: Attention, x: Tensor) -> Tensor:
     return merged(F.scaled_dot_product_attention(*a.heads(x)))
 
 
+def viewed(a: Attention, x: Tensor) -> Tensor:
+    """Heads side by side by `view`, which fused attention's layout allows."""
+    return F.scaled_dot_product_attention(*a.heads(x)).permute(0, 2, 1, 3).view(x.shape)
+
+
 def einsum(a: Attention, x: Tensor) -> Tensor:
     q, k, v = (p.unflatten(-1, (HEADS, -1)) for p in (a.q(x), a.k(x), a.v(x)))
     scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(a.width)
@@ -239,6 +244,10 @@ def encoder(
 
 def written_einsum() -> Example:
     return encoder(einsum)
+
+
+def written_viewed_heads() -> Example:
+    return encoder(viewed)
 
 
 def written_batched_heads() -> Example:
@@ -540,6 +549,7 @@ def written_class_token() -> Example:
 
 FAMILIES = (
     written_einsum,
+    written_viewed_heads,
     written_batched_heads,
     written_flat_linears,
     written_parallel,

@@ -83,6 +83,12 @@ def beit() -> Example:
     return vision_model(BeitModel, BeitConfig, use_relative_position_bias=True)
 
 
+def data2vec_vision() -> Example:
+    from transformers import Data2VecVisionConfig, Data2VecVisionModel
+
+    return vision_model(Data2VecVisionModel, Data2VecVisionConfig)
+
+
 def vit_mae_encoder() -> Example:
     from transformers import ViTMAEConfig, ViTMAEModel
 
@@ -313,6 +319,7 @@ FAMILIES = (
     dinov2_registers,
     dinov3,
     beit,
+    data2vec_vision,
     vit_mae_encoder,
     vit_msn,
     ijepa,
