@@ -1,16 +1,11 @@
-"""Checks one rule's claim on one operator call: cuts the token axis, replays, compares with dense.
-
-An example is written with letters: `b` counts samples, `n` tokens, digits are sizes, all others
-count something else; `T("(b n) c")` is a tensor whose first dimension is batch x tokens.
-"""
+"""Checks a rule's claim on one call: cuts the token axis, replays, compares with dense."""
 
 from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -24,212 +19,10 @@ from tokenpass.rewrite.reduction import Dense, Gather, Reduction, Segment
 from tokenpass.rewrite.replay import Action, Replay
 from tokenpass.rewrite.restoring import ReplayRefused
 
-Tokens = Literal["apart", "mixed", "restored", "samples", "free"]
-CLAIMS = ("select", "permutation", "merge", "dense", "prune")
+from .rule_language import Example, T, Tokens
+from .rule_trial import Level, Trial, draw_trial, make_value, math_size, pick, plain_argument
+
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class T:
-    """A tensor argument: dimensions by letters; `kind`: float, bool, int, or a letter to index."""
-
-    dims: str
-    kind: str = "float"
-
-    def groups(self) -> list[list[str]]:
-        """The letters of every dimension."""
-        found: list[list[str]] = []
-        inside = False
-        for word in self.dims.replace("(", " ( ").replace(")", " ) ").split():
-            if word in "()":
-                inside = word == "("
-                found += [[]] if inside else []
-            elif inside:
-                found[-1].append(word)
-            else:
-                found.append([word])
-        return found
-
-    def letters(self) -> list[str]:
-        """All letters in row-major order."""
-        return [letter for group in self.groups() for letter in group]
-
-
-@dataclass(frozen=True)
-class S:
-    """A shape argument, by letters."""
-
-    dims: str
-
-
-@dataclass(frozen=True)
-class L:
-    """A size argument, by its letter."""
-
-    letter: str
-
-
-@dataclass(frozen=True)
-class Example:
-    """Arguments of one call, and what becomes of its tokens.
-
-    apart: selecting commutes with the call. mixed: tokens are summed, by a law of sizes.
-    restored: the call needs the full length. samples: apart, but samples are brought together, so
-    that tokens cut for each sample by itself are restored. free: no token enters.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    tokens: Tokens = "apart"
-
-    def tensors(self) -> list[T]:
-        """All tensor arguments, in order."""
-        found: list[T] = []
-        tree_map(lambda leaf: found.append(leaf), [self.args, dict(self.kwargs)])
-        return [leaf for leaf in found if isinstance(leaf, T)]
-
-
-def ex(*args: Any, tokens: Tokens = "apart", **kwargs: Any) -> Example:
-    """An example call."""
-    return Example(args, kwargs, tokens)
-
-
-@dataclass(frozen=True, eq=False)
-class Level:
-    """One shortening: `rep[b, i]` is the new place of token i, `index[b, j]` the token it holds."""
-
-    rep: torch.Tensor
-    index: torch.Tensor
-    sizes: torch.Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """One example with sizes, values, and the cuts to make."""
-
-    example: Example
-    target: Any
-    sizes: dict[str, int]
-    claim: str
-    levels: tuple[Level, ...]
-    dtype: torch.dtype
-    sides: frozenset[int]
-    seed: int
-    given_latest: bool
-
-    def size(self, letter: str) -> int:
-        return int(letter) if letter.isdigit() else self.sizes[letter]
-
-    def shape(self, letters: list[str]) -> list[int]:
-        return [self.size(letter) for letter in letters]
-
-    def full_index(self) -> torch.Tensor:
-        """`[rows, count]` full-length places of the tokens that are left."""
-        index = self.levels[0].index
-        for level in self.levels[1:]:
-            index = torch.gather(index, 1, level.index)
-        return index
-
-    def full_rep(self) -> torch.Tensor:
-        """`[rows, tokens]` final place of every full-length token."""
-        rep = self.levels[0].rep
-        for level in self.levels[1:]:
-            rep = torch.gather(level.rep, 1, rep)
-        return rep
-
-
-def draw_trial(example: Example, target: Any, chance: random.Random, claim: str) -> Trial:
-    """Sizes, classes and values at random; sizes are often equal to one another."""
-    letters = {letter for tensor in example.tensors() for letter in tensor.letters()}
-    letters |= set(named_sizes([*example.args, *example.kwargs.values()]))
-    n = chance.randint(2, 6)
-    sizes = {x: chance.choice([1, 2, 3, n, n]) for x in sorted(letters) if not x.isdigit()}
-    sizes = {"b": 2, "c": 3, **sizes, "n": n}
-    with_tokens = [t for t in example.tensors() if "n" in t.letters()]
-    batched = bool(with_tokens) and "b" in with_tokens[0].letters() and sizes.get("b", 1) > 1
-    shared = claim != "prune" and any("b" not in t.letters() for t in with_tokens)
-    rows = sizes["b"] if batched and not shared and chance.random() < 0.8 else 1
-    levels, count = [], n
-    for _ in range(chance.choice([1, 1, 2])):
-        fewer = count if claim == "permutation" else chance.randint(1, count)
-        levels.append(draw_level(rows, count, fewer, claim, chance))
-        count = fewer
-    sides = frozenset(
-        at
-        for at, spec in enumerate(with_tokens)
-        if at > 0 and (chance.random() < 0.5 or (rows > 1 and "b" not in spec.letters()))
-    )
-    dtype = torch.float64 if chance.random() < 0.5 else torch.float32
-    integers = any(spec.kind != "float" for spec in with_tokens)
-    seed, latest = chance.randint(0, 10_000), integers or chance.random() < 0.5
-    return Trial(example, target, sizes, claim, compose_sizes(levels), dtype, sides, seed, latest)
-
-
-def named_sizes(argument: Any) -> list[str]:
-    """Letters in a shape or size argument."""
-    if isinstance(argument, S):
-        return T(argument.dims).letters()
-    if isinstance(argument, list | tuple):
-        return [letter for item in argument for letter in named_sizes(item)]
-    return [argument.letter] if isinstance(argument, L) else []
-
-
-def draw_level(rows: int, full: int, count: int, claim: str, chance: random.Random) -> Level:
-    """Classes of tokens, none empty, with one member that stands for each."""
-    reps, indices = [], []
-    for _ in range(rows):
-        first = chance.sample(range(full), count)
-        if chance.random() < 0.5:
-            first.sort()
-        rep = [first.index(i) if i in first else chance.randrange(count) for i in range(full)]
-        reps.append(rep)
-        indices.append(first)
-    rep = torch.tensor(reps)
-    sizes = torch.zeros(rows, count).scatter_add(1, rep, torch.ones(rows, full))
-    return Level(rep, torch.tensor(indices), sizes)
-
-
-def compose_sizes(levels: list[Level]) -> tuple[Level, ...]:
-    """Sizes of a later level count full-length tokens."""
-    out = levels[:1]
-    for level in levels[1:]:
-        before = out[-1].sizes
-        sizes = torch.zeros_like(level.sizes).scatter_add(1, level.rep, before)
-        out.append(Level(level.rep, level.index, sizes))
-    return tuple(out)
-
-
-def make_value(spec: T, trial: Trial, generator: torch.Generator) -> torch.Tensor:
-    """Random entries, one dimension for each letter; duplicates along the tokens if merged."""
-    letters = spec.letters()
-    shape = trial.shape(letters)
-    if spec.kind == "bool" or spec.kind == "keep":
-        value = torch.rand(shape, generator=generator) < 0.5
-    elif spec.kind == "int":
-        value = torch.randint(-4, 5, shape, generator=generator)
-    elif spec.kind == "float":
-        value = torch.randn(shape, generator=generator, dtype=torch.float64).to(trial.dtype)
-    else:
-        value = torch.randint(0, trial.size(spec.kind), shape, generator=generator)
-    if trial.claim not in ("prune", "permutation"):
-        source = torch.gather(trial.full_index(), 1, trial.full_rep())
-        for at, letter in enumerate(letters):
-            if letter == "n":
-                value = pick(value, at, letters.index("b") if "b" in letters else None, source)
-    if spec.kind == "keep":  # a mask that hides everything from a query makes NaN
-        value = value | ~value.any(-1, keepdim=True)
-    return value
-
-
-def pick(value: torch.Tensor, dim: int, batch: int | None, index: torch.Tensor) -> torch.Tensor:
-    """`out[.., b, .., j, ..] = value[.., b, .., index[b, j], ..]`, sample by sample."""
-    if len(index) == 1:
-        return value.index_select(dim, index[0])
-    assert batch is not None, "per-sample tokens of a value without samples"
-    rows = [
-        value.narrow(batch, b, 1).index_select(dim, row) for b, row in enumerate(index.unbind(0))
-    ]
-    return torch.cat(rows, batch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,14 +72,6 @@ def pick_output(graph: Graph, node: Node, at: int) -> Node:
     out = graph.call_function(operator.getitem, (node, at))
     out.meta["val"] = node.meta["val"][at]
     return out
-
-
-def math_size(trial: Trial, group: list[str]) -> int:
-    """The size of a dimension of several letters."""
-    size = 1
-    for letter in group:
-        size *= trial.size(letter)
-    return size
 
 
 def call(graph: Graph, target: Any, args: Any, kwargs: Any) -> Node:
@@ -403,13 +188,6 @@ def check_constants(example: Example, target: Any, chance: random.Random) -> Non
             if factor.axis.constant:
                 same = apart.narrow(at, 0, 1).expand_as(apart)
                 torch.testing.assert_close(apart, same, equal_nan=True, rtol=1e-5, atol=1e-6)
-
-
-def plain_argument(leaf: Any, trial: Trial) -> Any:
-    """An argument that is no tensor, with its sizes."""
-    if isinstance(leaf, S):
-        return [math_size(trial, group) for group in T(leaf.dims).groups()]
-    return trial.size(leaf.letter) if isinstance(leaf, L) else leaf
 
 
 class SpyReplay(Replay):

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from tokenpass.rewrite.replay import Action, Replay
 
-from .rule_harness import T, build, check, draw_trial, ex, make_view, reductions
+from .rule_harness import build, check, make_view, reductions
+from .rule_language import T, ex
+from .rule_trial import draw_trial
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 SHAPES = ("b h n d", "(b h) n d", "b n d", "n d", "b h g n d")

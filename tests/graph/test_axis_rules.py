@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tokenpass.graph.axis_rules import AXIS_RULES, PLAIN, find_rule, mutates
 
 from .rule_examples import EXAMPLES
-from .rule_harness import CLAIMS, T, check, check_constants, draw_trial, ex
+from .rule_harness import check, check_constants
+from .rule_language import T, ex
+from .rule_trial import CLAIMS, draw_trial
 
 aten = torch.ops.aten
 FAILS_DENSE = {aten.gelu_backward.default}

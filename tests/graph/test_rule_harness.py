@@ -18,7 +18,9 @@ from tokenpass.graph.rules_position import Along, Gather, Parts, Read
 from tokenpass.rewrite.reduction import Reduction
 
 from .rule_examples import EXAMPLES
-from .rule_harness import CLAIMS, T, check, draw_trial, ex
+from .rule_harness import check
+from .rule_language import T, ex
+from .rule_trial import CLAIMS, draw_trial
 
 aten = torch.ops.aten
 

@@ -1,0 +1,83 @@
+"""Example calls of operators for which the place of a token matters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .rule_language import TWO_D, Example, L, S, T, X, along, ex
+
+aten = torch.ops.aten
+END = 2**63 - 1
+
+POSITION: Mapping[Any, list[Example]] = {
+    aten.select.int: [
+        ex(X, 1, 0, tokens="restored"),
+        ex(X, 1, -1, tokens="restored"),
+        ex(X, 2, 0),
+        ex(X, 0, -1, tokens="samples"),
+        ex(TWO_D, 0, 1, tokens="restored"),
+    ],
+    aten.slice.Tensor: [
+        ex(X, 1, 0, 1, tokens="restored"),
+        ex(X, 1, -1, END, tokens="restored"),
+        ex(X, 1, 0, END),
+        ex(X, 2, 0, 1),
+        ex(X, 1, 1, END, tokens="restored"),
+        ex(T("b n c"), 0, 0, 1, tokens="samples"),
+    ],
+    aten.narrow.default: [ex(X, 1, 1, 1, tokens="restored"), ex(X, 2, 0, 1)],
+    aten.split.Tensor: [ex(X, 1, 1, tokens="restored"), ex(T("b n (3 c)"), L("c"), -1)],
+    aten.split.sizes: [ex(T("b n 3"), [1, 2], -1), ex(T("b 3 n"), [2, 1], 1)],
+    aten.split_with_sizes.default: [
+        ex(T("b n 3"), [1, 2], -1),
+        ex(T("n (2 c)"), S("c c"), 1),
+    ],
+    aten.chunk.default: [
+        ex(T("b n c"), 1, 0, tokens="samples"),
+        ex(T("b n (3 c)"), 3, -1),
+        ex(X, 2, 1, tokens="restored"),
+    ],
+    aten.unbind.int: [ex(T("b n 3 c"), 2), ex(X, 1, tokens="restored"), ex(T("3 b n c"))],
+    aten.cumsum.default: along(),
+    aten.cumprod.default: along(),
+    aten.roll.default: [
+        ex(X, [1], [1], tokens="restored"),
+        ex(X, [1], [2]),
+        ex(X, [1], tokens="restored"),
+    ],
+    aten.flip.default: [ex(X, [0], tokens="samples"), ex(X, [1], tokens="restored"), ex(X, [-1])],
+    aten.diff.default: [ex(X, 1, 1, tokens="restored"), ex(X, 1, -1)],
+    aten.sort.default: along(),
+    aten.sort.stable: [ex(X, stable=True, dim=1, tokens="restored"), ex(X, stable=True, dim=2)],
+    aten.argsort.default: along(),
+    aten.topk.default: [ex(X, 1, 1, tokens="restored"), ex(X, 1, 2)],
+    aten.tril.default: [
+        ex(T("b n n"), tokens="restored"),
+        ex(T("n 2 3"), 1),
+        ex(T("b m n"), tokens="restored"),
+    ],
+    aten.triu.default: [ex(T("n n"), 1, tokens="restored"), ex(T("n 2 3"))],
+    aten.pad.default: [
+        ex(X, [1, 0]),
+        ex(X, [0, 0, 1, 1], tokens="restored"),
+        ex(T("b c n"), [1, 2], tokens="restored"),
+    ],
+    aten.constant_pad_nd.default: [ex(X, [1, 0]), ex(X, [0, 0, 0, 1], 2.0, tokens="restored")],
+    aten.index.Tensor: [
+        ex(X, [None, None, T("k", "c")]),
+        ex(X, [None, T("k", "n")], tokens="restored"),
+        ex(X, [T("b", "b"), T("b", "n")], tokens="restored"),
+        ex(T("b c n"), [None, T("k", "c")]),
+        ex(T("n c"), [T("b m", "n")], tokens="restored"),
+        ex(T("v c"), [T("b n", "v")], tokens="restored"),
+        ex(X, [T("k", "b")], tokens="samples"),
+        ex(X, [T("b 1 c", "b"), None, T("b 1 c", "c")], tokens="samples"),
+    ],
+    aten.gather.default: [
+        ex(X, 1, T("b m c", "n"), tokens="restored"),
+        ex(X, 2, T("b n k", "c"), tokens="restored"),
+    ],
+}
