@@ -97,6 +97,7 @@ APART: Mapping[Any, list[Example]] = {
         ex(T("n c"), T("1 c")),
         ex(T("b h n c"), T("o c")),
         ex(T("b c n"), T("o n"), tokens="restored"),
+        ex(T("n c"), T("n c"), tokens="weights"),
     ],
     aten.layer_norm.default: [
         ex(X, S("c"), T("c"), T("c")),

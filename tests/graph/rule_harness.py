@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,31 +41,47 @@ def build(trial: Trial) -> Built:
     """placeholder [-> reshape] -> call -> output, with values in `meta`."""
     graph, generator = Graph(), torch.Generator().manual_seed(trial.seed)
     holders: list[tuple[Node, T]] = []
-    inputs: list[torch.Tensor] = []
+
+    def enter(spec: T) -> Node:
+        holders.append((placeholder(graph, make_value(spec, trial, generator)), spec))
+        return holders[-1][0]
+
+    if not any("n" in spec.letters() for spec in trial.example.tensors()):
+        enter(T("b n c"))  # a stream that the call does not read
+    outs = build_call(graph, trial, enter)
+    graph.output(tuple(outs))
+    inputs = [node.meta["val"] for node, _ in holders]
+    return Built(GraphModule({}, graph), inputs, holders, outs, [n.meta["val"] for n in outs])
+
+
+def placeholder(graph: Graph, value: torch.Tensor) -> Node:
+    """An input that holds its value."""
+    node = graph.placeholder(f"x{len(graph.nodes)}")
+    node.meta["val"] = value
+    return node
+
+
+def build_call(graph: Graph, trial: Trial, enter: Callable[[T], Node]) -> list[Node]:
+    """The example's call; its outputs. `enter` makes a tensor, one dimension for each letter."""
 
     def argument(leaf: Any) -> Any:
         if not isinstance(leaf, T):
             return plain_argument(leaf, trial)
-        value = make_value(leaf, trial, generator)
-        node = graph.placeholder(f"x{len(inputs)}")
-        node.meta["val"] = value
-        holders.append((node, leaf))
-        inputs.append(value)
+        if leaf.kind == "range":
+            return call(graph, aten.arange.default, (trial.size(leaf.dims),), {})
+        node = enter(leaf)
+        if leaf.kind == "share":
+            node = call(graph, aten.softmax.int, (node, leaf.letters().index("n")), {})
         if all(len(group) == 1 for group in leaf.groups()):
             return node
         shape = [math_size(trial, group) for group in leaf.groups()]
         return call(graph, aten.reshape.default, (node, shape), {})
 
-    if not any("n" in spec.letters() for spec in trial.example.tensors()):
-        argument(T("b n c"))  # a stream that the call does not read
-    args = tree_map(argument, trial.example.args)
-    kwargs = tree_map(argument, dict(trial.example.kwargs))
+    args, kwargs = tree_map(argument, (trial.example.args, dict(trial.example.kwargs)))
     node = call(graph, trial.target, args, kwargs)
-    outs = [node]
-    if isinstance(node.meta["val"], tuple):
-        outs = [pick_output(graph, node, at) for at in range(len(node.meta["val"]))]
-    graph.output(tuple(outs))
-    return Built(GraphModule({}, graph), inputs, holders, outs, [n.meta["val"] for n in outs])
+    if not isinstance(node.meta["val"], tuple):
+        return [node]
+    return [pick_output(graph, node, at) for at in range(len(node.meta["val"]))]
 
 
 def pick_output(graph: Graph, node: Node, at: int) -> Node:
@@ -91,18 +108,22 @@ def make_view(built: Built, trial: Trial) -> tuple[View, list[Node], Axis, Axis 
     labels = Labels(built.module.graph)
     with_tokens = [(node, spec) for node, spec in built.holders if "n" in spec.letters()]
     stream = [item for at, item in enumerate(with_tokens) if at not in trial.sides]
+    axis, batch = join_axes(labels, stream)
+    first = stream[0][0]
+    streams = (Stream(axis, batch, (first,), (), {}, ()),)
+    view = View(built.module, labels, (), streams, {}, frozenset(), None, ())
+    return view, [node for node, _ in stream], axis, batch
+
+
+def join_axes(labels: Labels, stream: list[tuple[Node, T]]) -> tuple[Axis, Axis | None]:
+    """The token axis, and that of the samples if there is one, that tensors share by letter."""
     axes: dict[str, Axis] = {}
     for node, spec in stream:
         for at, letter in enumerate(spec.letters()):
             if letter in "bn" and labels[node][at]:
                 axis = labels[node][at][0].axis
                 labels.table.unite(axes.setdefault(letter, axis), axis)
-    axis, batch = axes["n"].root, axes.get("b")
-    batch = None if batch is None else batch.root
-    first = stream[0][0]
-    streams = (Stream(axis, batch, (first,), (), {}, ()),)
-    view = View(built.module, labels, (), streams, {}, frozenset(), None, ())
-    return view, [node for node, _ in stream], axis, batch
+    return axes["n"].root, axes["b"].root if "b" in axes else None
 
 
 def reductions(trial: Trial, axis: Axis, batch: Axis | None) -> list[Reduction]:
@@ -159,28 +180,20 @@ def check_constants(example: Example, target: Any, chance: random.Random) -> Non
     trial = draw_trial(example, target, chance, "prune")
     graph, generator = Graph(), torch.Generator().manual_seed(trial.seed)
 
-    def argument(leaf: Any) -> Any:
-        if not isinstance(leaf, T):
-            return plain_argument(leaf, trial)
-        letters = leaf.letters()
-        equal = [chance.random() < 0.6 for _ in letters]
-        value = make_value(leaf, trial, generator)
-        for at, same in enumerate(equal):
-            value = value.narrow(at, 0, min(1, value.shape[at])) if same else value
-        node = graph.placeholder(f"x{len(graph.nodes)}")
-        node.meta["val"] = value
-        node = call(graph, aten.expand.default, (node, trial.shape(letters)), {})
-        node = call(graph, aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
-        if all(len(group) == 1 for group in leaf.groups()):
-            return node
-        shape = [math_size(trial, group) for group in leaf.groups()]
-        return call(graph, aten.reshape.default, (node, shape), {})
+    def enter(spec: T) -> Node:
+        value = make_value(spec, trial, generator)
+        for at in range(value.dim()):
+            if chance.random() < 0.6:
+                value = value.narrow(at, 0, min(1, value.shape[at]))
+        shape = trial.shape(spec.letters())
+        node = call(graph, aten.expand.default, (placeholder(graph, value), shape), {})
+        return call(graph, aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
 
-    args, kwargs = tree_map(argument, (trial.example.args, dict(trial.example.kwargs)))
-    node = call(graph, trial.target, args, kwargs)
-    graph.output(node)
-    outs = node.meta["val"] if isinstance(node.meta["val"], tuple) else (node.meta["val"],)
-    for value, label in zip(outs, Labels(graph).of[node], strict=True):
+    outs = build_call(graph, trial, enter)
+    graph.output(tuple(outs))
+    labels = Labels(graph)
+    for node in outs:
+        value, label = node.meta["val"], labels[node]
         assert len(label) == value.dim()
         flat = list(factors(label))
         apart = value.reshape([f.axis.size for f in flat])
@@ -234,9 +247,13 @@ def check(trial: Trial) -> None:
 
 def expected(trial: Trial) -> Tokens:
     """What becomes of the tokens in this trial."""
-    if trial.example.tokens != "samples":
-        return trial.example.tokens
-    return "restored" if any(len(level.index) > 1 for level in trial.levels) else "apart"
+    tokens = trial.example.tokens
+    if tokens == "samples":
+        return "restored" if any(len(level.index) > 1 for level in trial.levels) else "apart"
+    if tokens == "weights":
+        operands = sum("n" in tensor.letters() for tensor in trial.example.tensors())
+        return "restored" if len(trial.sides) < operands - 1 else "apart"
+    return tokens
 
 
 def check_kind(trial: Trial, replay: SpyReplay, labels: tuple[Label, ...]) -> None:

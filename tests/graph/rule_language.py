@@ -12,12 +12,16 @@ from typing import Any, Literal
 
 from torch.utils._pytree import tree_map
 
-Tokens = Literal["apart", "mixed", "restored", "samples", "free"]
+Tokens = Literal["apart", "mixed", "restored", "samples", "weights", "free"]
 
 
 @dataclass(frozen=True)
 class T:
-    """A tensor argument: dimensions by letters; `kind`: float, bool, int, or a letter to index."""
+    """A tensor argument: dimensions by letters.
+
+    `kind`: float, bool, int, keep (a mask that hides no row whole), share (a softmax over the
+    tokens), range (all places of one letter, in order), or a letter to index.
+    """
 
     dims: str
     kind: str = "float"
@@ -61,7 +65,8 @@ class Example:
 
     apart: selecting commutes with the call. mixed: tokens are summed, by a law of sizes.
     restored: the call needs the full length. samples: apart, but samples are brought together, so
-    that tokens cut for each sample by itself are restored. free: no token enters.
+    that tokens cut for each sample by itself are restored. weights: apart in the first operand,
+    restored in the others. free: no token enters.
     """
 
     args: tuple[Any, ...]

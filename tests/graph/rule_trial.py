@@ -79,7 +79,7 @@ def draw_trial(example: Example, target: Any, chance: random.Random, claim: str)
         if at > 0 and (chance.random() < 0.5 or (rows > 1 and "b" not in spec.letters()))
     )
     dtype = torch.float64 if chance.random() < 0.5 else torch.float32
-    integers = any(spec.kind != "float" for spec in with_tokens)
+    integers = any(spec.kind not in ("float", "share") for spec in with_tokens)
     seed, latest = chance.randint(0, 10_000), integers or chance.random() < 0.5
     return Trial(example, target, sizes, claim, compose_sizes(levels), dtype, sides, seed, latest)
 
@@ -117,7 +117,7 @@ def make_value(spec: T, trial: Trial, generator: torch.Generator) -> torch.Tenso
         value = torch.rand(shape, generator=generator) < 0.5
     elif spec.kind == "int":
         value = torch.randint(-4, 5, shape, generator=generator)
-    elif spec.kind == "float":
+    elif spec.kind in ("float", "share"):
         value = torch.randn(shape, generator=generator, dtype=torch.float64).to(trial.dtype)
     else:
         value = torch.randint(0, trial.size(spec.kind), shape, generator=generator)

@@ -98,9 +98,6 @@ class Attention(Rule):
         joined = join_demands(out)
         return [joined, *(joined.read_whole() for _ in call.operands[1:])]
 
-    def query_operands(self, call: Call) -> list[int]:
-        return [0]
-
 
 def one_factor(dim: tuple[Factor, ...]) -> Factor | None:
     """The factor of a token dimension; None if it counts a single token."""

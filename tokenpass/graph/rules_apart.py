@@ -101,8 +101,11 @@ class Project(Rule):
             found += block_dims(at, operand, range(len(operand.label)))
         return found
 
-    def query_operands(self, call: Call) -> list[int]:
-        return [0]
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        joined = join_demands(out)
+        rows = find_axis(call.operands[0].label[:-1], axis)
+        first = joined if rows else joined.read_whole()
+        return [first, *(joined.read_whole() for _ in call.operands[1:])]
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,6 @@ class Normalise(Rule):
         first = joined.read_whole() if mixed else joined
         return [first, *(joined.read_whole() for _ in call.operands[1:])]
 
-    def query_operands(self, call: Call) -> list[int]:
-        return [0]
-
 
 @dataclass(frozen=True)
 class Lookup(Rule):
@@ -163,6 +163,3 @@ class Lookup(Rule):
         indices = call.operands[1]
         carried = find_axis(indices.label, axis)
         return [joined.read_whole(), joined if carried else joined.read_whole()]
-
-    def query_operands(self, call: Call) -> list[int]:
-        return [1]

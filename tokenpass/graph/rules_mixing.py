@@ -127,9 +127,6 @@ class Contract(Rule):
             demands[self.first + 1] = joined
         return demands
 
-    def query_operands(self, call: Call) -> list[int]:
-        return [self.first]
-
 
 def inner_dim(label: Label) -> tuple[Factor, ...]:
     """The contracted dimension of the right matrix."""
