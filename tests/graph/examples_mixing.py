@@ -11,10 +11,12 @@ from .rule_language import TWO_D, Example, T, X, ex
 
 aten = torch.ops.aten
 
+SHARES = T("b m n", "share")
+
 
 def reduced(law: bool, *, kind: str = "float", one: bool = False) -> list[Example]:
     """`f(x, dims, keepdim)`: over tokens (by the law, or restored) and over something else."""
-    summed = "mixed" if law else "restored"
+    summed = "pooled" if law else "restored"
     calls = [
         ("b n c", [1], False, summed),
         ("b n c", [1], True, summed),
@@ -47,6 +49,7 @@ MIXING: Mapping[Any, list[Example]] = {
         ex(T("b h n d"), T("b h d m")),
         ex(T("b h n d"), T("b 1 d m")),
         ex(T("b h m d"), T("b h d n")),
+        ex(T("n d"), T("b d n")),
         ex(T("b m n"), T("b n d"), tokens="mixed"),
         ex(T("m n"), T("b n d"), tokens="mixed"),
         ex(T("b n d"), T("d")),
@@ -55,6 +58,9 @@ MIXING: Mapping[Any, list[Example]] = {
         ex(T("m n"), T("n"), tokens="mixed"),
         ex(TWO_D, T("c o")),
         ex(T("m b"), T("n b c"), tokens="samples"),
+        ex(SHARES, T("b n d"), tokens="mixed"),
+        ex(T("b m n"), T("b n d", "share"), tokens="mixed"),
+        ex(SHARES, T("b n d", "share"), tokens="product"),
     ],
     aten.mm.default: [
         ex(T("n c"), T("c o")),
@@ -62,11 +68,15 @@ MIXING: Mapping[Any, list[Example]] = {
         ex(T("o c"), T("c (b n)")),
         ex(T("m n"), T("n d"), tokens="mixed"),
         ex(T("m (b n)"), T("(b n) d"), tokens="mixed"),
+        ex(T("m n", "share"), T("n d"), tokens="mixed"),
+        ex(T("m n", "share"), T("n d", "share"), tokens="product"),
     ],
     aten.bmm.default: [
         ex(T("b n d"), T("b d m")),
         ex(T("(b h) n d"), T("(b h) d m")),
         ex(T("(b h) m n"), T("(b h) n d"), tokens="mixed"),
+        ex(SHARES, T("b n d"), tokens="mixed"),
+        ex(SHARES, T("b n d", "share"), tokens="product"),
     ],
     aten.addmm.default: [
         ex(T("o"), TWO_D, T("c o")),
@@ -74,20 +84,29 @@ MIXING: Mapping[Any, list[Example]] = {
         ex(T("n 1"), T("n c"), T("c o")),
         ex(T("o"), T("n c"), T("c o"), beta=2, alpha=0.5),
         ex(T("d"), T("m n"), T("n d"), tokens="mixed"),
+        ex(T("d"), T("m n", "share"), T("n d"), tokens="mixed"),
+        ex(T("d"), T("n m", "share"), T("m d"), tokens="restored"),
     ],
     aten.conv1d.default: [
         ex(T("b c n"), T("o c 3"), T("o"), [1], [1], tokens="restored"),
         ex(T("n c 5"), T("o c 3")),
         ex(T("c n"), T("o c 1"), tokens="restored"),
+        ex(T("n c 5", "share"), T("o c 3"), tokens="restored"),
     ],
     aten.conv2d.default: [
         ex(T("b c n 4"), T("o c 1 3"), tokens="restored"),
         ex(T("n c 4 4"), T("o c 3 3"), None, [2, 2]),
+        ex(T("n c 4 4", "share"), T("o c 3 3"), tokens="restored"),
     ],
-    aten.conv2d.padding: [ex(T("b c n 4"), T("o c 3 3"), None, [1, 1], "same", tokens="restored")],
+    aten.conv2d.padding: [
+        ex(T("b c n 4"), T("o c 3 3"), None, [1, 1], "same", tokens="restored"),
+        ex(T("n c 4 4"), T("o c 3 3"), None, [1, 1], "same"),
+        ex(T("n c 4 4", "share"), T("o c 3 3"), None, [1, 1], "same", tokens="restored"),
+    ],
     aten.conv3d.default: [
         ex(T("b c n 2 2"), T("o c 1 1 2"), tokens="restored"),
         ex(T("n c 2 2 2"), T("o c 2 2 2")),
+        ex(T("n c 2 2 2", "share"), T("o c 2 2 2"), tokens="restored"),
     ],
     aten.scaled_dot_product_attention.default: [
         heads(),
@@ -106,6 +125,7 @@ MIXING: Mapping[Any, list[Example]] = {
         ex(T("b h m d"), T("b h n d"), T("b h n e"), tokens="mixed"),
         ex(T("b h m d"), T("b h n d"), T("b h n e"), T("m n"), tokens="mixed"),
         ex(T("b 4 n d"), T("b 2 n d"), T("b 2 n e"), enable_gqa=True, tokens="mixed"),
+        ex(T("b h n d", "share"), T("b h m d"), T("b h m e"), tokens="restored"),
     ],
     aten.softmax.int: [
         ex(X, -1),
@@ -116,24 +136,53 @@ MIXING: Mapping[Any, list[Example]] = {
         ex(TWO_D, 0, tokens="mixed"),
         ex(TWO_D, 1),
         ex(X, 0, tokens="samples"),
+        ex(SHARES, -1, tokens="restored"),
     ],
-    aten._softmax.default: [ex(X, 1, False, tokens="mixed"), ex(X, 2, False)],
-    aten.mean.dim: reduced(True),
-    aten.mean.default: [ex(X, tokens="mixed"), ex(TWO_D, tokens="mixed")],
-    aten.sum.dim_IntList: reduced(True) + reduced(True, kind="bool") + reduced(True, kind="int"),
-    aten.sum.default: [ex(X, tokens="mixed"), ex(T("b n", "bool"), tokens="mixed")],
-    aten.amax.default: reduced(True),
-    aten.amin.default: reduced(True),
+    aten._softmax.default: [
+        ex(X, 1, False, tokens="mixed"),
+        ex(X, 2, False),
+        ex(SHARES, 2, False, tokens="restored"),
+    ],
+    aten.mean.dim: reduced(True) + [ex(SHARES, [2], tokens="pooled"), ex(SHARES, [1])],
+    aten.mean.default: [
+        ex(X, tokens="pooled"),
+        ex(TWO_D, tokens="pooled"),
+        ex(SHARES, tokens="pooled"),
+    ],
+    aten.sum.dim_IntList: reduced(True)
+    + reduced(True, kind="bool")
+    + reduced(True, kind="int")
+    + [ex(SHARES, [2], tokens="pooled"), ex(SHARES, [1])],
+    aten.sum.default: [
+        ex(X, tokens="pooled"),
+        ex(T("b n", "bool"), tokens="pooled"),
+        ex(SHARES, tokens="pooled"),
+    ],
+    aten.amax.default: reduced(True) + [ex(SHARES, [1], tokens="restored")],
+    aten.amin.default: reduced(True) + [ex(SHARES, [1], tokens="restored")],
     aten.any.dim: reduced(True, kind="bool", one=True),
     aten.all.dim: reduced(True, kind="bool", one=True),
     aten.var.correction: [
         ex(X, [1], tokens="restored"),
         ex(X, [2], correction=0),
         ex(X, tokens="restored"),
+        ex(SHARES, [1], tokens="restored"),
     ],
-    aten.var.dim: [ex(X, [1], False, tokens="restored"), ex(X, [2], False, True)],
-    aten.std.correction: [ex(X, [1], tokens="restored"), ex(X, [2], correction=0, keepdim=True)],
-    aten.argmax.default: reduced(False, one=True) + [ex(X, tokens="restored")],
-    aten.max.dim: reduced(False, one=True),
-    aten.logsumexp.default: reduced(False),
+    aten.var.dim: [
+        ex(X, [1], False, tokens="restored"),
+        ex(X, [2], False, True),
+        ex(SHARES, [1], tokens="restored"),
+    ],
+    aten.std.correction: [
+        ex(X, [1], tokens="restored"),
+        ex(X, [2], correction=0, keepdim=True),
+        ex(SHARES, [1], tokens="restored"),
+    ],
+    aten.argmax.default: reduced(False, one=True)
+    + [
+        ex(X, tokens="restored"),
+        ex(SHARES, 1, tokens="restored"),
+    ],
+    aten.max.dim: reduced(False, one=True) + [ex(SHARES, 1, tokens="restored")],
+    aten.logsumexp.default: reduced(False) + [ex(SHARES, [1], tokens="restored")],
 }

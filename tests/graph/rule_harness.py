@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import random
 from collections.abc import Callable
@@ -12,8 +13,11 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_map
 
-from tokenpass.graph.axis import Axis, Label, factors, has_cut
+from tokenpass.graph.axis import Axis, Label, factors, has_cut, is_constant
+from tokenpass.graph.axis_rules import AXIS_RULES
 from tokenpass.graph.labels import Labels
+from tokenpass.graph.rules_apart import Factory, Pointwise
+from tokenpass.graph.rules_layout import Layout
 from tokenpass.graph.sites import Stream
 from tokenpass.graph.view import View
 from tokenpass.rewrite.reduction import Dense, Gather, Reduction, Segment
@@ -179,28 +183,48 @@ def check_constants(example: Example, target: Any, chance: random.Random) -> Non
     """
     trial = draw_trial(example, target, chance, "prune")
     graph, generator = Graph(), torch.Generator().manual_seed(trial.seed)
+    entered: list[tuple[T, list[bool]]] = []
 
     def enter(spec: T) -> Node:
         value = make_value(spec, trial, generator)
-        for at in range(value.dim()):
-            if chance.random() < 0.6:
-                value = value.narrow(at, 0, min(1, value.shape[at]))
+        equal = [chance.random() < 0.6 for _ in spec.letters()]
+        entered.append((spec, equal))
+        for at, same in enumerate(equal):
+            value = value.narrow(at, 0, min(1, value.shape[at])) if same else value
         shape = trial.shape(spec.letters())
         node = call(graph, aten.expand.default, (placeholder(graph, value), shape), {})
         return call(graph, aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
 
     outs = build_call(graph, trial, enter)
     graph.output(tuple(outs))
-    labels = Labels(graph)
+    labels, rule = Labels(graph), AXIS_RULES[target]
+    moved = isinstance(rule, Layout | Factory) and all(s.kind != "share" for s, _ in entered)
     for node in outs:
         value, label = node.meta["val"], labels[node]
-        assert len(label) == value.dim()
         flat = list(factors(label))
+        sizes = [math.prod(factor.axis.size for factor in dim) for dim in label]
+        assert sizes == list(value.shape)
         apart = value.reshape([f.axis.size for f in flat])
         for at, factor in enumerate(flat):
+            same = apart.narrow(at, 0, min(1, apart.shape[at])).expand_as(apart)
             if factor.axis.constant:
-                same = apart.narrow(at, 0, 1).expand_as(apart)
                 torch.testing.assert_close(apart, same, equal_nan=True, rtol=1e-5, atol=1e-6)
+            elif moved and factor.axis.size > 1 and value.numel() > 0:
+                assert not torch.equal(apart, same), "the label should say that entries are equal"
+        if isinstance(rule, Pointwise):
+            equal = equal_dims(entered, value.dim())
+            assert [d for d in equal if label[d] and not is_constant(label[d])] == []
+
+
+def equal_dims(entered: list[tuple[T, list[bool]]], rank: int) -> list[int]:
+    """Dimensions along which all operands are equal when broadcast (those of one letter each)."""
+    found = set(range(rank))
+    for spec, equal in entered:
+        marks = iter(equal)
+        groups = [[next(marks) or letter == "1" for letter in group] for group in spec.groups()]
+        skip = rank - len(groups)
+        found -= {skip + at for at, same in enumerate(groups) if same not in ([True], [])}
+    return sorted(found)
 
 
 class SpyReplay(Replay):
@@ -220,6 +244,7 @@ def check(trial: Trial) -> None:
     """Assert the claim of the operator's rule on one trial."""
     built = build(trial)
     view, cut_nodes, axis, batch = make_view(built, trial)
+    check_letters(trial.example, built, view.labels)
     chain = reductions(trial, axis, batch)
     actions = {
         node: [Action(0, lambda replay, at, value, step=step: step) for step in chain]
@@ -231,7 +256,7 @@ def check(trial: Trial) -> None:
     try:
         got = replay.run(*[value.clone() for value in built.inputs])
     except ReplayRefused:
-        assert trial.claim == "prune" and expected(trial) in ("restored", "mixed")
+        assert trial.claim == "prune" and expected(trial) in ("restored", "pooled")
         return
     labels = tuple(replay.label(node) for node in built.outs)
     if trial.claim == "prune":
@@ -245,14 +270,45 @@ def check(trial: Trial) -> None:
         check_kind(trial, replay, labels)
 
 
+def check_letters(example: Example, built: Built, labels: Labels) -> None:
+    """Assert that the output counts what the example says."""
+    if example.out is None:
+        return
+    known = {
+        (letter, factor.axis.root)
+        for node, spec in built.holders
+        for letter, dim in zip(spec.letters(), labels[node], strict=True)
+        for factor in dim
+    }
+    for letters, dim in zip(T(example.out).groups(), labels[built.outs[0]], strict=True):
+        counted = [x for x in letters if any(x == letter for letter, _ in known)]
+        found = [factor.axis.root for factor in dim]
+        if letters == ["?"]:
+            assert not {*found} & {root for _, root in known}
+            continue
+        assert all(pair in known for pair in zip(counted, found, strict=True))
+
+
 def expected(trial: Trial) -> Tokens:
     """What becomes of the tokens in this trial."""
     tokens = trial.example.tokens
+    if tokens in ("shape", "read"):
+        return "apart" if tokens == "shape" else "restored"
     if tokens == "samples":
         return "restored" if any(len(level.index) > 1 for level in trial.levels) else "apart"
     if tokens == "weights":
         operands = sum("n" in tensor.letters() for tensor in trial.example.tensors())
-        return "restored" if len(trial.sides) < operands - 1 else "apart"
+        return "restored" if set(range(1, operands)) - trial.sides else "apart"
+    if tokens == "product":
+        return "mixed" if trial.sides or trial.claim in ("permutation", "prune") else "restored"
+    if tokens == "pooled":
+        unsized = trial.claim == "permutation"
+        return tokens if trial.claim == "prune" else "restored" if unsized else "mixed"
+    if any(tensor.kind == "share" for tensor in trial.example.tensors()):
+        if trial.claim == "prune":
+            return "mixed"
+        if trial.claim == "permutation" and tokens == "restored":  # nothing was merged
+            return "apart"
     return tokens
 
 
@@ -263,12 +319,15 @@ def check_kind(trial: Trial, replay: SpyReplay, labels: tuple[Label, ...]) -> No
         assert bool(replay.restored) == (tokens == "restored"), replay.restored
     if tokens == "apart":
         assert all(has_cut(label) for label in labels), "the output should have fewer tokens"
+    if all(spec.kind != "share" for spec in trial.example.tensors()) and tokens != "mixed":
+        assert not any(f.extensive for label in labels for f in factors(label))
 
 
 def check_pruned(
     trial: Trial, built: Built, got: Any, labels: tuple[Label, ...], batch: Axis | None
 ) -> None:
     """Selecting, then the call: equal to the call, then selecting (where tokens stay apart)."""
+    assert expected(trial) != "pooled", "a mean over some tokens is none over all"
     if expected(trial) in ("mixed", "restored"):
         return
     for value, dense, label in zip(got, built.dense, labels, strict=True):
@@ -304,5 +363,6 @@ def finite(value: torch.Tensor) -> bool:
 def assert_same(got: torch.Tensor, want: torch.Tensor, trial: Trial) -> None:
     """Equal, up to the order of sums for floats."""
     exact = trial.claim in ("select", "permutation", "prune") and trial.example.tokens != "mixed"
+    exact = exact and all(spec.kind != "share" for spec in trial.example.tensors())
     tolerance = 1e-12 if exact and trial.dtype is torch.float64 else 2e-5
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance, equal_nan=True)

@@ -12,7 +12,18 @@ from typing import Any, Literal
 
 from torch.utils._pytree import tree_map
 
-Tokens = Literal["apart", "mixed", "restored", "samples", "weights", "free"]
+Tokens = Literal[
+    "apart",
+    "samples",
+    "weights",
+    "shape",
+    "mixed",
+    "pooled",
+    "product",
+    "restored",
+    "read",
+    "free",
+]
 
 
 @dataclass(frozen=True)
@@ -63,15 +74,19 @@ class L:
 class Example:
     """Arguments of one call, and what becomes of its tokens.
 
-    apart: selecting commutes with the call. mixed: tokens are summed, by a law of sizes.
-    restored: the call needs the full length. samples: apart, but samples are brought together, so
-    that tokens cut for each sample by itself are restored. weights: apart in the first operand,
-    restored in the others. free: no token enters.
+    apart: selecting commutes with the call. samples: so it does, but samples are brought together,
+    so that tokens cut for each sample by itself are restored. weights: apart in the first operand,
+    restored in the others. shape: apart, and no value enters. mixed: tokens are summed, by a law of
+    sizes. pooled: so they are, and without sizes they are restored. product: mixed, but restored
+    where both sides hold sums. restored: the call needs the full length. read: so it does, and
+    tokens at fixed places alone are demanded. free: no token enters. `out`: the letters that the
+    output's dimensions count, `?` for something new, where no other claim tells.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     tokens: Tokens = "apart"
+    out: str | None = None
 
     def tensors(self) -> list[T]:
         """All tensor arguments, in order."""
@@ -80,9 +95,9 @@ class Example:
         return [leaf for leaf in found if isinstance(leaf, T)]
 
 
-def ex(*args: Any, tokens: Tokens = "apart", **kwargs: Any) -> Example:
+def ex(*args: Any, tokens: Tokens = "apart", out: str | None = None, **kwargs: Any) -> Example:
     """An example call."""
-    return Example(args, kwargs, tokens)
+    return Example(args, kwargs, tokens, out)
 
 
 def named_sizes(argument: Any) -> list[str]:
@@ -98,13 +113,23 @@ X, TWO_D = T("b n c"), T("(b n) c")
 LAYOUTS = ("b n c", "n b c", "b c n", "n c", "(b n) c", "(n b) c", "b (c n)", "b h n n", "n")
 
 
-def alone(*rest: Any, kind: str = "float", **kwargs: Any) -> list[Example]:
-    """One operand, tokens anywhere."""
-    return [ex(T(dims, kind), *rest, **kwargs) for dims in LAYOUTS]
+def shares(*rest: Any, kept: bool, **kwargs: Any) -> Example:
+    """A call on probabilities, which merged tokens sum: such sums are `kept`, or restored."""
+    return ex(T("b m n", "share"), *rest, tokens="apart" if kept else "restored", **kwargs)
+
+
+def alone(*rest: Any, kind: str = "float", kept: bool = False, **kwargs: Any) -> list[Example]:
+    """One operand, tokens anywhere; `kept`: sums over merged tokens stay such sums."""
+    found = [ex(T(dims, kind), *rest, **kwargs) for dims in LAYOUTS]
+    return [*found, shares(*rest, kept=kept, **kwargs)] if kind == "float" else found
 
 
 def pairs(
-    kind: str = "float", other: str | None = None, *rest: Any, **kwargs: Any
+    kind: str = "float",
+    other: str | None = None,
+    *rest: Any,
+    kept: bool = False,
+    **kwargs: Any,
 ) -> list[Example]:
     """Two operands that broadcast: equal, missing dimensions, size 1, batch on one side only."""
     shapes = [
@@ -122,11 +147,14 @@ def pairs(
         ("b c n", "b c n"),
     ]
     other = other or kind
-    return [ex(T(a, kind), T(b, other), *rest, **kwargs) for a, b in shapes]
+    found = [ex(T(a, kind), T(b, other), *rest, **kwargs) for a, b in shapes]
+    if kind == "float":
+        found.append(shares(T("b m 1", other), *rest, kept=kept, **kwargs))
+    return found
 
 
-def along(*rest: Any) -> list[Example]:
-    """`f(x, dim)`: over tokens (restored) and over something else."""
+def along(*rest: Any, fresh: bool) -> list[Example]:
+    """`f(x, dim)`: over tokens (restored) and over something else; is what it counts then new?"""
     calls = [
         ("b n c", 1, "restored"),
         ("b n c", -1, "apart"),
@@ -134,4 +162,14 @@ def along(*rest: Any) -> list[Example]:
         ("b c n", 1, "apart"),
         ("n b c", 1, "samples"),
     ]
-    return [ex(T(dims), *rest, dim, tokens=tokens) for dims, dim, tokens in calls]
+    return [
+        ex(T(dims), *rest, dim, tokens=tokens, out=renewed(dims, dim) if fresh else dims)
+        for dims, dim, tokens in calls
+    ]
+
+
+def renewed(dims: str, dim: int) -> str:
+    """The letters with something new in one dimension."""
+    letters = dims.split()
+    letters[dim] = "?"
+    return " ".join(letters)

@@ -65,18 +65,20 @@ def draw_trial(example: Example, target: Any, chance: random.Random, claim: str)
     sizes = {x: chance.choice([1, 2, 3, n, n]) for x in sorted(letters) if not x.isdigit()}
     sizes = {"b": 2, "c": 3, **sizes, "n": n}
     with_tokens = [t for t in example.tensors() if "n" in t.letters()]
-    batched = bool(with_tokens) and "b" in with_tokens[0].letters() and sizes.get("b", 1) > 1
+    sampled = [at for at, t in enumerate(with_tokens) if {*"b0"} & {*t.letters()} == {"b"}]
+    main = chance.choice(sampled or [0])
+    batched = bool(sampled) and sizes["b"] > 1
     shared = claim != "prune" and any("b" not in t.letters() for t in with_tokens)
     rows = sizes["b"] if batched and not shared and chance.random() < 0.8 else 1
     levels, count = [], n
     for _ in range(chance.choice([1, 1, 2])):
-        fewer = count if claim == "permutation" else chance.randint(1, count)
+        fewer = count if claim == "permutation" else chance.choice([1, chance.randint(1, count)])
         levels.append(draw_level(rows, count, fewer, claim, chance))
         count = fewer
     sides = frozenset(
         at
         for at, spec in enumerate(with_tokens)
-        if at > 0 and (chance.random() < 0.5 or (rows > 1 and "b" not in spec.letters()))
+        if at != main and (chance.random() < 0.5 or (rows > 1 and "b" not in spec.letters()))
     )
     dtype = torch.float64 if chance.random() < 0.5 else torch.float32
     integers = any(spec.kind not in ("float", "share") for spec in with_tokens)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from tokenpass.graph.axis import Axis, Dim, Factor, Label, Unalignable, is_constant
+from tokenpass.graph.axis import Axis, Dim, Factor, Label, Unalignable, find_axis, is_constant
 from tokenpass.graph.call import Call, Operand, Runner
 from tokenpass.graph.demand_lattice import Demand
 from tokenpass.graph.join import broadcast, broadcast_targets, join_dims
@@ -98,8 +98,14 @@ class Attention(Rule):
         return replace(call, bound={**call.bound, "attn_mask": bias, "is_causal": causal}).execute()
 
     def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
-        joined = join_demands(out)
-        return [joined, *(joined.read_whole() for _ in call.operands[1:])]
+        joined, query = join_demands(out), call["query"]
+        by_rows = (query, call.get("attn_mask")) if find_axis(query.label[:-1], axis) else ()
+        return [
+            joined
+            if operand in by_rows and find_axis(operand.label[:-1], axis)
+            else joined.read_whole()
+            for operand in call.operands
+        ]
 
 
 def one_factor(dim: tuple[Factor, ...]) -> Factor | None:

@@ -54,6 +54,17 @@ class Like(Rule):
     def infer(self, call: Call) -> tuple[Label, ...]:
         return (call.operands[0].label,)
 
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        return [join_demands(out), *(NOTHING for _ in call.operands[1:])]
+
+
+@dataclass(frozen=True)
+class Fill(Like):
+    """Like the first operand in shape: nothing of its values enters."""
+
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        return [NOTHING for _ in call.operands]
+
 
 @dataclass(frozen=True)
 class Factory(Rule):

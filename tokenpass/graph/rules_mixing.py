@@ -51,7 +51,9 @@ class Convolve(Rule):
         return found
 
     def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
-        return [join_demands(out).read_whole() for _ in call.operands]
+        joined = join_demands(out)
+        first = joined if find_axis(self.batch(call), axis) else joined.read_whole()
+        return [first, *(joined.read_whole() for _ in call.operands[1:])]
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,10 @@ class Contract(Rule):
         columns = find_axis(right.label[-1:], axis)
         if rows is None and columns is not None and len(right.label) > 1:
             demands[self.first + 1] = joined
+        for at, operand in enumerate(call.operands[: self.first]):
+            place = find_axis(operand.label, axis)
+            if place and place[0] - len(operand.label) == (-2 if rows else -1):
+                demands[at] = joined
         return demands
 
 
