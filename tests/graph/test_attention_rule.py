@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from tokenpass.rewrite.replay import Action, Replay
 
-from .rule_harness import T, build, check, draw_trial, ex, make_view, reductions
+from .rule_harness import build, check, check_constants, make_view, reductions
+from .rule_language import T, ex
+from .rule_trial import draw_trial
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 SHAPES = ("b h n d", "(b h) n d", "b n d", "n d", "b h g n d")
@@ -29,6 +31,14 @@ def test_causal_grouped_queries_under_permutation():
     example = ex(*parts, is_causal=True, enable_gqa=True, tokens="mixed")
     for seed in range(12):
         check(draw_trial(example, SDPA, random.Random(seed), "permutation"))
+
+
+def test_equal_queries_of_several_groups_give_unequal_heads():
+    """Queries that do not differ between heads meet keys that do."""
+    parts = [T("b 4 n d"), T("b 2 n d"), T("b 2 n d")]
+    example = ex(*parts, enable_gqa=True, tokens="mixed")
+    for seed in range(12):
+        check_constants(example, SDPA, random.Random(seed))
 
 
 @pytest.mark.parametrize("mask", ["n n", "b 1 n n"])

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from tokenpass.graph.axis_rules import AXIS_RULES, PLAIN, find_rule, mutates
 
+from .rule_demand import check_demand
 from .rule_examples import EXAMPLES
-from .rule_harness import CLAIMS, T, check, check_constants, draw_trial, ex
+from .rule_harness import check, check_constants
+from .rule_language import T, ex
+from .rule_trial import CLAIMS, draw_trial
 
 aten = torch.ops.aten
 FAILS_DENSE = {aten.gelu_backward.default}
@@ -59,6 +62,16 @@ def test_equal_entries_are_equal(target, seed):
     chance = random.Random(seed)
     for example in EXAMPLES[target]:
         check_constants(example, target, chance)
+
+
+@pytest.mark.parametrize("target", EXAMPLES, ids=str)
+@QUICK
+@given(seed=SEEDS)
+def test_demand_of_every_rule(target, seed):
+    """Tokens that a rule does not demand move no output and are not computed."""
+    chance = random.Random(seed)
+    for example in EXAMPLES[target]:
+        check_demand(example, target, chance)
 
 
 SHAPES = {

@@ -264,6 +264,36 @@ def test_tokens_that_come_back_between_layers_are_told(trap):
     assert got.shape == want.shape
 
 
+class RunningSum(Trap):
+    def forward(self, x):
+        x = self.blocks[1](self.begin(x))
+        return self.end(x.cumsum(1))[:, -1]
+
+
+class SoftmaxOfTokens(Trap):
+    def forward(self, x):
+        x = self.blocks[1](self.begin(x))
+        return self.end(x.softmax(1))[:, 0]
+
+
+class TransposedScores(Trap):
+    """Rows of the scores become columns: reading one of them takes every query."""
+
+    def forward(self, x):
+        x = self.blocks[1](self.begin(x))
+        scores = (x @ x.transpose(1, 2)).transpose(1, 2)
+        return (scores @ self.end(x))[:, 0]
+
+
+@pytest.mark.parametrize("trap", [RunningSum, SoftmaxOfTokens, TransposedScores])
+def test_what_mixes_tokens_before_the_read_sees_all_of_them(trap):
+    """Only one token of the mixer's output is read, but every token of its input."""
+    model, x = build(trap)
+    got, want, report = compiled(model, x)
+    assert [edit.pass_name for edit in report.plan.edits] == ["dead_tokens"]
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
 class LastReal(Trap):
     """The last token that is not padding, of every sample."""
 

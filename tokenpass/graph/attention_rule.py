@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from tokenpass.graph.axis import Axis, Dim, Factor, Label, Unalignable
+from tokenpass.graph.axis import Axis, Dim, Factor, Label, Unalignable, find_axis, is_constant
 from tokenpass.graph.call import Call, Operand, Runner
 from tokenpass.graph.demand_lattice import Demand
 from tokenpass.graph.join import broadcast, broadcast_targets, join_dims
@@ -53,7 +53,10 @@ class Attention(Rule):
             labels = [labels[0], *((*label[:-1], ()) for label in labels[1:])]
         if mask is not None:
             labels.append(mask.label[:-2])
-        return broadcast(labels, call.table)
+        out = broadcast(labels, call.table)
+        if call.get("enable_gqa", False) and is_constant(out[-1]):  # keys of other groups differ
+            return (*out[:-1], call.fresh_label()[len(out) - 1])
+        return out
 
     def targets(self, call: Call, outs: tuple[Label, ...]) -> list[Label]:
         query, key, value, mask = self.parts(call)
@@ -102,11 +105,14 @@ class Attention(Rule):
         return replace(call, bound={**call.bound, "attn_mask": bias, "is_causal": causal}).execute()
 
     def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
-        joined = join_demands(out)
-        return [joined, *(joined.read_whole() for _ in call.operands[1:])]
-
-    def query_operands(self, call: Call) -> list[int]:
-        return [0]
+        joined, query = join_demands(out), call["query"]
+        by_rows = (query, call.get("attn_mask")) if find_axis(query.label[:-1], axis) else ()
+        return [
+            joined
+            if operand in by_rows and find_axis(operand.label[:-1], axis)
+            else joined.read_whole()
+            for operand in call.operands
+        ]
 
 
 def one_factor(dim: tuple[Factor, ...]) -> Factor | None:

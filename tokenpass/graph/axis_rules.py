@@ -14,7 +14,16 @@ import torch
 from tokenpass.graph.attention_rule import Attention
 from tokenpass.graph.call import Call
 from tokenpass.graph.rule import Rule
-from tokenpass.graph.rules_apart import Detach, Factory, Like, Lookup, Normalise, Pointwise, Project
+from tokenpass.graph.rules_apart import (
+    Detach,
+    Factory,
+    Fill,
+    Like,
+    Lookup,
+    Normalise,
+    Pointwise,
+    Project,
+)
 from tokenpass.graph.rules_layout import (
     Components,
     Concatenate,
@@ -81,7 +90,6 @@ def padded_dims(call: Call) -> list[int]:
 LINEAR = Pointwise(linear=True)
 PLAIN = Pointwise()
 COPY = Pointwise(linear=True, copies=True)
-BLANK = Pointwise(blank=True)
 
 AXIS_RULES: Mapping[Any, Rule] = {
     # tokens apart, operands broadcast: f(x, y)[i] = f(x[i], y[i])
@@ -135,10 +143,10 @@ AXIS_RULES: Mapping[Any, Rule] = {
     aten.clamp.default: PLAIN,
     aten.rsub.Scalar: PLAIN,
     aten.rsub.Tensor: PLAIN,
-    aten.full_like.default: BLANK,
-    aten.zeros_like.default: BLANK,
-    aten.ones_like.default: BLANK,
-    aten.empty_like.default: BLANK,
+    aten.full_like.default: Fill(),
+    aten.zeros_like.default: Fill(),
+    aten.ones_like.default: Fill(),
+    aten.empty_like.default: Fill(),
     aten.type_as.default: Like(),
     # factories: nothing of an operand's tokens enters
     aten.arange.default: Factory(ordered=True),

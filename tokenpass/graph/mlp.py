@@ -230,7 +230,7 @@ def goes_through(node: Node) -> bool:
     if node.op != "call_function":
         return False
     rule = find_rule(node.target)
-    return isinstance(rule, Layout) or (isinstance(rule, Pointwise) and not rule.blank)
+    return isinstance(rule, Layout | Pointwise)
 
 
 def same_entries(node: Node) -> bool:

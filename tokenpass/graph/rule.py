@@ -80,10 +80,6 @@ class Rule(ABC):
             for operand in call.operands
         ]
 
-    def query_operands(self, call: Call) -> list[int]:
-        """Operands whose token axis is the output's (all, unless the rule mixes tokens)."""
-        return list(range(len(call.operands)))
-
 
 def join_demands(demands: Sequence[Demand]) -> Demand:
     """What several consumers need together."""

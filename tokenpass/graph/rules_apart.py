@@ -26,19 +26,18 @@ from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, join_demands, 
 class Pointwise(Rule):
     """`f(x, y)[i] = f(x[i], y[i])`, operands broadcast; `linear`: in the first operand.
 
-    `copies`: a copy, maybe of another dtype. `blank`: only the shape of the operand matters.
+    `copies`: a copy, maybe of another dtype.
     """
 
     kind: ClassVar[Kind] = "joining"
     linear: bool = False
     copies: bool = False
-    blank: bool = False
 
     def meanings(self, call: Call) -> tuple[Meaning | None, ...]:
         return (call.operands[0].meaning if self.copies else None,)
 
     def minds_rows(self, call: Call) -> bool:
-        return self.copies or self.blank
+        return self.copies
 
     def infer(self, call: Call) -> tuple[Label, ...]:
         labels = [operand.label for operand in call.operands]
@@ -78,6 +77,20 @@ class Like(Rule):
 
     def infer(self, call: Call) -> tuple[Label, ...]:
         return (call.operands[0].label,)
+
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        return [join_demands(out), *(NOTHING for _ in call.operands[1:])]
+
+
+@dataclass(frozen=True)
+class Fill(Like):
+    """Like the first operand in shape: nothing of its values enters."""
+
+    def minds_rows(self, call: Call) -> bool:
+        return True
+
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        return [NOTHING for _ in call.operands]
 
 
 @dataclass(frozen=True)
@@ -126,8 +139,11 @@ class Project(Rule):
             found += block_dims(at, operand, range(len(operand.label)))
         return found
 
-    def query_operands(self, call: Call) -> list[int]:
-        return [0]
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        joined = join_demands(out)
+        rows = find_axis(call.operands[0].label[:-1], axis)
+        first = joined if rows else joined.read_whole()
+        return [first, *(joined.read_whole() for _ in call.operands[1:])]
 
 
 @dataclass(frozen=True)
@@ -161,9 +177,6 @@ class Normalise(Rule):
         first = joined.read_whole() if mixed else joined
         return [first, *(joined.read_whole() for _ in call.operands[1:])]
 
-    def query_operands(self, call: Call) -> list[int]:
-        return [0]
-
 
 @dataclass(frozen=True)
 class Lookup(Rule):
@@ -188,6 +201,3 @@ class Lookup(Rule):
         indices = call.operands[1]
         carried = find_axis(indices.label, axis)
         return [joined.read_whole(), joined if carried else joined.read_whole()]
-
-    def query_operands(self, call: Call) -> list[int]:
-        return [1]

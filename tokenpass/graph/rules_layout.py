@@ -10,9 +10,7 @@ import torch
 
 from tokenpass.graph.axis import Axis, Label, find_axis
 from tokenpass.graph.call import Call, Operand, Runner, is_one, is_zero
-from tokenpass.graph.demand_lattice import (
-    Demand,
-)
+from tokenpass.graph.demand_lattice import NOTHING, Demand
 from tokenpass.graph.join import (
     Irregular,
     broadcast,
@@ -212,7 +210,8 @@ class Concatenate(Rule):
 
     def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
         joined = join_demands(out)
-        if self.alone(call) is not None:
-            return [joined for _ in call.operands]
+        alone = self.alone(call)
+        if alone is not None:
+            return [joined if operand is alone else NOTHING for operand in call.operands]
         _, labels = self.others(call)
         return [joined if find_axis(label, axis) else joined.read_whole() for label in labels]

@@ -74,7 +74,8 @@ class Convolve(Rule):
 
     def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
         joined, place = join_demands(out), find_axis(call.operands[0].label, axis)
-        first = joined if place and place[0] in self.apart(call) else joined.read_whole()
+        same = [*range(len(self.batch(call))), *self.apart(call)]
+        first = joined if place and place[0] in same else joined.read_whole()
         return [first, *(joined.read_whole() for _ in call.operands[1:])]
 
 
@@ -155,10 +156,11 @@ class Contract(Rule):
         columns = find_axis(right.label[-1:], axis)
         if rows is None and columns is not None and len(right.label) > 1:
             demands[self.first + 1] = joined
+        for at, operand in enumerate(call.operands[: self.first]):
+            place = find_axis(operand.label, axis)
+            if place and place[0] - len(operand.label) == (-2 if rows else -1):
+                demands[at] = joined
         return demands
-
-    def query_operands(self, call: Call) -> list[int]:
-        return [self.first]
 
 
 def inner_dim(label: Label) -> tuple[Factor, ...]:

@@ -25,7 +25,7 @@ from tokenpass.graph.axis import (
 )
 from tokenpass.graph.axis_rules import find_rule
 from tokenpass.graph.call import Call, Operand, bind
-from tokenpass.graph.demand_lattice import Extent
+from tokenpass.graph.demand_lattice import Demand, Extent
 from tokenpass.graph.rule import Blocked, Rule
 from tokenpass.graph.view import View
 from tokenpass.rewrite.read_cut import ReadCut, place_among, run_start
@@ -181,7 +181,7 @@ class Replay(Restoring):
         ]
 
     def shorten_queries(self, call: Call, rule: Rule, cut: ReadCut) -> Call:
-        """Shorten the operands whose tokens are the output's to the positions that are read.
+        """Shorten the operands of which no more is read than of the output: the rule's demand.
 
         Side operands follow when the operands are aligned.
         """
@@ -190,11 +190,12 @@ class Replay(Restoring):
         if at is None:
             return call
         goal = self.read_reduction(cut, out[at[0]][at[1]].cut)
+        read = Demand(Extent.AT, frozenset(cut.positions))
+        demands = rule.demand(call, cut.stream.axis, [read] * len(call.out_shapes))
         operands = call.operands
-        for index in rule.query_operands(call):
-            operand = operands[index]
+        for index, (operand, demand) in enumerate(zip(operands, demands, strict=True)):
             place = find_axis(operand.label, cut.stream.axis)
-            if place is not None and operand.stream:
+            if place is not None and operand.stream and demand == read:
                 operands[index] = self.align(operand, with_cut(operand.label, place, goal))
         return call.with_operands(operands)
 
