@@ -18,10 +18,10 @@ from transformers import BertConfig, BertModel, LlamaForCausalLM
 
 from tests.models.harness import relative, tensors
 from tests.models.test_generate import decoder, prompt
+from tests.models.zoo.attention_spellings import Block as Spelt
+from tests.models.zoo.attention_spellings import Encoder, fused
 from tests.models.zoo.common import TEXT, ready, right_padded, words
 from tests.models.zoo.hand_written import Pooled
-from tests.models.zoo.spellings import Block as Spelt
-from tests.models.zoo.spellings import Encoder, fused
 from tokenpass.report import LOG, last_reports
 
 OPTIONS = {"budget": 0.6, "lowering": "eager", "objective": "flops", "on_failure": "raise"}
