@@ -10,6 +10,9 @@ import torch
 from .rule_harness import Example, L, S, T, ex
 
 aten = torch.ops.aten
+ranks, autograd_ranks = torch.ops._c10d_functional, torch.ops._c10d_functional_autograd
+WORLD = "0"
+"""The name of the first process group."""
 END = 2**63 - 1
 CPU = torch.device("cpu")
 
@@ -114,6 +117,18 @@ RESHAPES = [
     ex(T("b n c"), S("b (n c)")),
 ]
 
+GATHERED = [
+    ex(T("b n c"), 2, WORLD),
+    ex(T("n b c"), 2, WORLD, tokens="restored"),
+    ex(T("b c n"), 2, WORLD),
+    ex(T("(b n) c"), 2, WORLD, tokens="restored"),
+]
+SCATTERED = [
+    ex(T("2 b n c"), "sum", 2, WORLD),
+    ex(T("2 n b c"), "sum", 2, WORLD),
+    ex(T("(2 b) n c"), "sum", 2, WORLD, tokens="samples"),
+    ex(T("(2 n) b c"), "sum", 2, WORLD, tokens="restored"),
+]
 EXAMPLES: Mapping[Any, list[Example]] = {
     aten.mul.Tensor: pairs() + pairs("int"),
     aten.mul.Scalar: alone(3),
@@ -439,4 +454,12 @@ EXAMPLES: Mapping[Any, list[Example]] = {
         ex(X, 1, T("b m c", "n"), tokens="restored"),
         ex(X, 2, T("b n k", "c"), tokens="restored"),
     ],
+    # over two ranks that hold the same
+    ranks.all_reduce.default: alone("sum", WORLD),
+    ranks.broadcast.default: alone(0, WORLD),
+    ranks.wait_tensor.default: alone(),
+    ranks.all_gather_into_tensor.default: GATHERED,
+    autograd_ranks.all_gather_into_tensor.default: GATHERED,
+    ranks.reduce_scatter_tensor.default: SCATTERED,
+    autograd_ranks.reduce_scatter_tensor.default: SCATTERED,
 }

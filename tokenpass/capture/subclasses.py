@@ -30,7 +30,8 @@ def parts(value: Any) -> list[Any]:
     if not is_wrapper(value):
         return [value]
     names, _ = value.__tensor_flatten__()
-    return [part for name in names for part in parts(getattr(value, name))]
+    held = [getattr(value, name) for name in names]
+    return [part for x in held if isinstance(x, torch.Tensor) for part in parts(x)]
 
 
 def all_parts(values: Sequence[Any]) -> list[Any]:
@@ -39,11 +40,14 @@ def all_parts(values: Sequence[Any]) -> list[Any]:
 
 
 def joined(like: Any, leaves: Iterator[Any]) -> Any:
-    """A value like another one, made of the next parts."""
+    """A value like another one, made of the next parts; what is no tensor in it (the devices
+    that share it) stays.
+    """
     if not is_wrapper(like):
         return next(leaves)
     names, context = like.__tensor_flatten__()
-    inner = {name: joined(getattr(like, name), leaves) for name in names}
+    held = {name: getattr(like, name) for name in names}
+    inner = {k: joined(x, leaves) if isinstance(x, torch.Tensor) else x for k, x in held.items()}
     return type(like).__tensor_unflatten__(inner, context, like.shape, like.stride())
 
 

@@ -28,6 +28,7 @@ from tokenpass.graph.rules_layout import (
 )
 from tokenpass.graph.rules_mixing import Contract, Convolve, Reduce, Softmax
 from tokenpass.graph.rules_position import AdvancedIndex, Along, Gather, Parts, Read
+from tokenpass.graph.rules_ranks import rules_of_collectives
 
 aten = torch.ops.aten
 
@@ -35,11 +36,6 @@ aten = torch.ops.aten
 def one_dim(call: Call) -> list[int]:
     """The dimension that the argument `dim` names."""
     return [call.dim()]
-
-
-def first_dim(call: Call) -> list[int]:
-    """The first dimension."""
-    return [0]
 
 
 def listed_dims(call: Call) -> list[int]:
@@ -222,6 +218,8 @@ AXIS_RULES: Mapping[Any, Rule] = {
     aten.embedding.default: Lookup(),
     aten.index.Tensor: AdvancedIndex(),
     aten.gather.default: Gather(),
+    # over ranks
+    **rules_of_collectives(),
 }
 
 
