@@ -22,7 +22,7 @@ STEPS = 6.0
 """Passes over `[batch, tokens]` index tensors, in sorts of that size: measured on the CPU."""
 
 
-CALLS = 31
+CALLS = 38
 """Calls into torch that the reference makes; a test counts them."""
 
 
@@ -55,6 +55,8 @@ def merge_assignment(
     """The `tokens - count` best pairs merge, those of padding before all others.
 
     Source i is token 2i, its partner j is token 2j + 1; equal scores go to the lower source.
+    Padding joins the first target that is padding; where none is, it merges after all others: a
+    mask that hides padding says one thing of a whole segment.
     `sizes` are the full-length tokens that each one stands for, 0 for padding. Places are in the
     order of the tokens that stay, or with `by_position` in that of the latest real member of each.
     """
@@ -73,14 +75,24 @@ def reference(
     """`merge_assignment` in plain torch."""
     check(score, partner, sizes, protected, count, by_position)
     sizes = sizes.detach()
-    first = score.detach().masked_fill(sizes[:, 0::2] == 0, torch.inf)
-    segment, kept, moved = merge_best(first, partner, sizes.shape[1], count)
+    score, partner = padding_first(score.detach(), partner, sizes == 0)
+    segment, kept, moved = merge_best(score, partner, sizes.shape[1], count)
     if by_position:
         segment, kept = renumber(latest_member(sizes > 0, segment, kept), segment, kept)
     total, shares = size_weighted_mean(sizes, segment, kept, count)
     named = segment.new_empty(1, 0) if protected is None else protected
     places = torch.gather(segment, 1, named.expand(segment.shape[0], -1))
     return Assignment(segment, kept, moved, shares, total, torch.log(total), places)
+
+
+def padding_first(score: Tensor, partner: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and partners [batch, sources] with those of padding as `merge_assignment` says."""
+    source, target = padding[:, 0::2], padding[:, 1::2]
+    if target.shape[1] == 0:
+        return score, partner
+    found, first = target.max(1, keepdim=True)
+    ranked = torch.where(found, torch.inf, -torch.inf).to(score.dtype)
+    return torch.where(source, ranked, score), torch.where(source & found, first, partner)
 
 
 def merge_best(score: Tensor, partner: Tensor, tokens: int, count: int) -> tuple[Tensor, ...]:

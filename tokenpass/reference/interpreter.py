@@ -102,6 +102,8 @@ class Reference(Interpreter):
                     real = members[~groups.padding[sample, members]]
                     if len(real) > 1 or 0 < len(real) < len(members):
                         flat[sample, members] = flat[sample, real].mean(0)
+                    elif len(members) > 1:  # padding alone: the token that stays stands for all
+                        flat[sample, members] = flat[sample, seat].clone()
             value = unflattened(flat, value, tokens, batch)
         return value
 
@@ -132,7 +134,12 @@ class Reference(Interpreter):
         matcher = next(m for m in MATCHERS if m.__name__ == edit.policy)
         free = sizes.float().masked_fill(protected, 0.0)  # what has size 0 is left alone
         score, partner = matcher(self.keys(site), free, None)
-        score = torch.where(padding[:, 0::2], math.inf, score)
+        for sample, hidden in enumerate(padding.tolist()):
+            empty = [place for place in range(1, len(hidden), 2) if hidden[place]]
+            for source in range(0, len(hidden), 2):
+                if hidden[source]:  # padding joins padding, before all others; if it can
+                    score[sample, source // 2] = math.inf if empty else -math.inf
+                    partner[sample, source // 2] = empty[0] // 2 if empty else 0
         segment, kept, _ = merge_best(score, partner, seats.shape[1], count)
         old, value = groups.stands.clone(), value.clone()
         old_seat = groups.seat.clone()

@@ -8,9 +8,18 @@ import torch
 
 
 def assign(score, partner, sizes, count, by_position):
-    """Segment, kept, moved, shares and merged sizes of one sample, as lists; padding goes first."""
+    """Segment, kept, moved, shares and merged sizes of one sample, as lists.
+
+    Padding goes first, to padding; last, where no target is padding.
+    """
     tokens = len(sizes)
-    ranked = sorted(range(len(score)), key=lambda i: (-score[i] if sizes[2 * i] else -math.inf, i))
+    empty = [j for j in range(tokens // 2) if sizes[2 * j + 1] == 0]
+    padding = [i for i in range(len(score)) if sizes[2 * i] == 0]
+    partner = [empty[0] if i in padding and empty else j for i, j in enumerate(partner)]
+    rank = [-s for s in score]
+    for i in padding:
+        rank[i] = -math.inf if empty else math.inf
+    ranked = sorted(range(len(score)), key=lambda i: (rank[i], i))
     joins = {2 * i: 2 * partner[i] + 1 for i in ranked[: tokens - count]}
     groups = {token: [token] for token in range(tokens) if token not in joins}
     for token, goal in joins.items():
@@ -67,15 +76,27 @@ def exact_cases():
             [[2, 1]],
         ),
     )
-    yield (  # padding goes first, and without weight; what is latest stands for a segment
-        (score, partner, torch.tensor([[0.0, 1.0, 1.0, 1.0]]), None, 3, True),
+    yield (  # padding goes first, to padding, whatever its partner; the token that stays counts
+        (score, partner, torch.tensor([[0.0, 1.0, 1.0, 0.0]]), None, 3, True),
         (
-            [[0, 0, 1, 2]],
+            [[2, 0, 1, 2]],
             [[1, 2, 3]],
             [[0]],
             [[0.0, 1.0, 1.0, 1.0]],
-            [[1.0, 1.0, 1.0]],
-            [[0.0, 0.0, 0.0]],
+            [[1.0, 1.0, 0.0]],
+            [[0.0, 0.0, -math.inf]],
+            [[]],
+        ),
+    )
+    yield (  # where no target is padding, real tokens merge before it
+        (torch.tensor([[3.0, 1.0]]), partner, torch.tensor([[0.0, 0.5, 0.5, 1.0]]), None, 3, False),
+        (
+            [[0, 1, 1, 2]],
+            [[0, 1, 3]],
+            [[2]],
+            [[1.0, 0.5, 0.5, 1.0]],
+            [[0.0, 1.0, 1.0]],
+            [[-math.inf, 0.0, 0.0]],
             [[]],
         ),
     )
