@@ -1,4 +1,4 @@
-"""Memory over many compile-and-reset cycles: `python -m benchmarks.cycles [--cycles 500] [--eager]`.
+"""Memory over compile-and-reset cycles: `python -m benchmarks.cycles [--cycles 500] [--eager]`.
 
 Each backend runs the same loop in a process of its own: compile a small model, run it, forget
 everything. What the process holds is read after the first cycles, when caches are filled, and at
