@@ -36,8 +36,14 @@ def heads_of_all_ranks(value: torch.Tensor, groups: tuple[Any, ...]) -> torch.Te
     """`[batch, heads, ..]` with the heads of every rank of the groups, in the ranks' order."""
     collectives = torch.ops._c10d_functional
     for group in groups:
-        ranks = torch.distributed.distributed_c10d._resolve_process_group(group).size()
+        ranks = ranks_in(group)
         sent = collectives.all_gather_into_tensor(value.contiguous(), ranks, group)
         all_ranks = collectives.wait_tensor(sent).unflatten(0, (ranks, value.shape[0]))
         value = all_ranks.movedim(0, 1).flatten(1, 2)
     return value
+
+
+def ranks_in(group: Any) -> int:
+    """How many ranks a group has; graphs name it."""
+    world: Any = torch.distributed.distributed_c10d
+    return world._resolve_process_group(group).size()

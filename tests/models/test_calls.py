@@ -192,6 +192,7 @@ def test_gradients_are_those_of_the_edited_model(passed: str) -> None:
     for value in (x, *(p for p in model.parameters() if p.dim() > 1)):
         slope = torch.randn_like(value)
         expected = difference(lambda: run(x).square().sum(), value, slope)
+        assert value.grad is not None
         torch.testing.assert_close((value.grad * slope).sum(), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -94,4 +94,4 @@ def below_dispatch() -> Any:
     mode = get_proxy_mode()
     if mode is None:
         return nullcontext()
-    return type(mode)(mode.tracer, mode.tracing_mode)
+    return type(mode)(mode.tracer, "real")
