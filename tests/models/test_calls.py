@@ -160,17 +160,16 @@ def test_gradient_checkpointing_runs_dense() -> None:
     assert model.get_parameter("body.embed.weight").grad is not None
 
 
-@pytest.mark.parametrize("budget", [1.0, 0.6])
-def test_tied_weights(budget: float) -> None:
+def test_tied_weights() -> None:
     """One parameter is table and head: a single input of the graph."""
     model: LlamaForCausalLM = decoder(2, tie_word_embeddings=True).double()
     ids = prompt(5)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     call = {"use_cache": False, "logits_to_keep": 1}
     with torch.no_grad():
-        got, expected = compiled(model, budget=budget)(ids, **call), model(ids, **call)
+        got, expected = compiled(model, budget=1.0)(ids, **call), model(ids, **call)
     assert outcomes() == {"edited"}
-    assert relative(got, expected) < (1e-6 if budget == 1.0 else 2)
+    assert relative(got, expected) < 1e-6
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
