@@ -23,7 +23,15 @@ from tokenpass.passes.base import ExactPass, Found
 from tokenpass.rewrite.read_cut import ReadCut
 
 aten = torch.ops.aten
-WORK = frozenset({aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default})
+WORK = frozenset(
+    {
+        aten.linear.default,
+        aten.matmul.default,
+        aten.mm.default,
+        aten.addmm.default,
+        aten.bmm.default,
+    }
+)
 
 
 class DeadTokens(ExactPass):

@@ -18,6 +18,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from tokenpass.capture.dynamo import Captured, CaptureRefused, capture
+from tokenpass.capture.subclasses import all_parts, on_parts
 from tokenpass.config import Config
 from tokenpass.edits import Plan, Rejection
 from tokenpass.errors import FallbackWarning, UserError
@@ -81,8 +82,9 @@ def lower_made(
     if made.planned is None or made.captured is None or made.planned.module is None:
         return lower(module, example_inputs, config)
     installed_kernels()
-    edited = lower(made.planned.module, example_inputs, config)
-    return checked(edited, made.planned, made.captured, config)
+    edited = lower(made.planned.module, all_parts(example_inputs), config)
+    run = checked(edited, made.planned, made.captured, config)
+    return on_parts(run) if made.captured.over_parts else run
 
 
 @dataclass(frozen=True, eq=False)

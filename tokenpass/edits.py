@@ -13,6 +13,10 @@ REJECTION_CODES: dict[str, tuple[str, str]] = {
         "a region is an operator itself (checkpoint, cond, scan, flex attention)",
         "turn it off for inference",
     ),
+    "tensor_subclass": (
+        "a tensor subclass needs gradients, or is handed out",
+        "torch.no_grad(), or hand out plain tensors",
+    ),
     "train_mode": ("dropout or batch norm acts as in training", "model.eval() or training: allow"),
     # of a token stream
     "no_token_stream": ("no self-attention, or no floating output", "nothing: it runs dense"),

@@ -111,20 +111,29 @@ def is_impure(node: Node) -> bool:
     return node.target._schema.is_mutable or node.is_impure()
 
 
-def carry_over(source: GraphModule, target: GraphModule) -> None:
-    """Copy what Dynamo wrote: graph meta, parameter names, placeholders' sources and names."""
+def carry_over(
+    source: GraphModule,
+    target: GraphModule,
+    sources: Sequence[tuple[Node, bool]] | None = None,
+) -> None:
+    """Copy what Dynamo wrote: graph meta, parameter names, placeholders' sources and names.
+
+    `sources`: the placeholder behind each one of the target, and whether the latter is a part of
+    it; one beside the other if left out. A part has no source of its own, but is as static.
+    """
     target.meta.update(source.meta)
     for name in ("_param_name_to_source", "_backend_id"):
         if hasattr(source, name):
             setattr(target, name, getattr(source, name))
-    kept = ("example_value", "grapharg", "tensor_dict", "unbacked_bindings", "dynamo_source")
-    for old, new in zip(placeholders(source), placeholders(target), strict=True):
-        for key in kept:
+    whole = ("example_value", "grapharg", "tensor_dict", "unbacked_bindings", "dynamo_source")
+    behind = [(node, False) for node in placeholders(source)] if sources is None else sources
+    for (old, is_part), new in zip(behind, placeholders(target), strict=True):
+        for key in ("tensor_dict",) if is_part else whole:
             if key in old.meta:
                 new.meta.setdefault(key, old.meta[key])
         for name in ("_dynamo_source", "_dynamo_static_input_type"):
             if hasattr(old, name):
-                setattr(new, name, getattr(old, name))
+                setattr(new, name, None if is_part else getattr(old, name))
 
 
 def placeholders(module: GraphModule) -> list[Node]:

@@ -18,6 +18,7 @@ from tokenpass.graph.call import is_one
 from tokenpass.graph.causality import HIDDEN
 from tokenpass.graph.demand_lattice import Position
 from tokenpass.graph.sites import Site, Stream
+from tokenpass.ranks import heads_of_all_ranks
 from tokenpass.rewrite.gather import open_factors
 from tokenpass.rewrite.read_cut import place_among
 from tokenpass.rewrite.reduction import Reduction, Segment, max_rows
@@ -79,7 +80,12 @@ class SiteSignals:
 
     @property
     def keys(self) -> torch.Tensor:
-        """Keys of the attention before the site, `[batch, heads, tokens, width]`.
+        """Keys of the attention before the site, `[batch, heads, tokens, width]`, of all ranks."""
+        return heads_of_all_ranks(self.own_keys, self.site.region.groups)
+
+    @property
+    def own_keys(self) -> torch.Tensor:
+        """Keys of the heads that this rank has.
 
         A token that was merged since has its representative's.
         """
@@ -103,6 +109,11 @@ class SiteSignals:
     @property
     def attention_row(self) -> torch.Tensor:
         """Attention paid by the first position that the outputs read, `[batch, heads, tokens]`."""
+        return heads_of_all_ranks(self.own_row, self.site.region.groups)
+
+    @property
+    def own_row(self) -> torch.Tensor:
+        """The same of the heads that this rank has."""
         region = self.site.region
         if region.probabilities is not None:
             rows, cut = self.per_head(region.probabilities, region.query_axis)
@@ -110,7 +121,7 @@ class SiteSignals:
             return reduce(sum_members, self.since(cut), row)
         query, cut = self.per_head(region.query, region.query_axis)
         query = self.row_at(query, self.places(self.read_first(), cut))
-        keys = self.keys
+        keys = self.own_keys
         if keys.shape[1] != query.shape[1]:
             keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], 1)
         scale = region.scale if region.scale is not None else 1 / math.sqrt(query.shape[-1])

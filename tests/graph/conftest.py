@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tokenpass.tracing import retrace
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_equal_ranks() -> Iterator[None]:
+    """A process group of two ranks that both hold what this process holds."""
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield
+    dist.destroy_process_group()
 
 
 def trace_graph(function, *examples, dynamic=(), simpler=None) -> GraphModule:

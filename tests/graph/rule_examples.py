@@ -12,6 +12,7 @@ from .examples_apart import APART
 from .examples_layout import LAYOUT
 from .examples_mixing import MIXING
 from .examples_position import POSITION
+from .examples_ranks import RANKS
 from .rule_language import Example
 
-EXAMPLES: Mapping[Any, list[Example]] = {**APART, **LAYOUT, **MIXING, **POSITION}
+EXAMPLES: Mapping[Any, list[Example]] = {**APART, **LAYOUT, **MIXING, **POSITION, **RANKS}

@@ -123,3 +123,16 @@ def test_what_differs_by_place_is_not_constant(trace, function):
     labels, nodes, *_ = labelled(trace, lambda x: function(x) * 1, X)
     name = "mul" if "mul" in nodes else next(n for n in reversed(nodes) if n != "output")
     assert not labels[nodes[name]][-1][0].axis.constant
+
+
+def test_a_gather_of_all_ranks_widths_keeps_samples_and_tokens(trace):
+    ranks = torch.ops._c10d_functional
+
+    def function(x):
+        both = ranks.wait_tensor(ranks.all_gather_into_tensor(x, 2, "0"))
+        return torch.cat(both.chunk(2, 0), -1)
+
+    labels, nodes, batch, tokens, width = labelled(trace, function, X)
+    assert labels[nodes["wait_tensor"]][0][1:] == (batch,)
+    assert labels[nodes["cat"]][:2] == ((batch,), (tokens,))
+    assert labels[nodes["cat"]][2] != (width,)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.models.zoo import FAMILIES
 from tokenpass.capture.dynamo import Captured, capture
+from tokenpass.capture.subclasses import all_parts
 from tokenpass.config import Config
 from tokenpass.edits import Edit
 from tokenpass.graph.view import View, analyse, fingerprint
@@ -86,8 +87,8 @@ def capture_calls(
 
         def keep_inputs(*given: Any) -> Any:
             graph = found[place]
-            found[place] = Graph(graph.captured, graph.view, given)
-            return Interpreter(graph.view.module).run(*given)
+            found[place] = Graph(graph.captured, graph.view, tuple(all_parts(given)))
+            return Interpreter(graph.view.module).run(*found[place].inputs)
 
         return keep_inputs
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from transformers import BertConfig, BertModel, LlamaForCausalLM
 
 from tests.models.harness import relative, tensors
 from tests.models.test_generate import decoder, prompt
+from tests.models.zoo.attention_spellings import Block as Spelt
+from tests.models.zoo.attention_spellings import Encoder, fused
 from tests.models.zoo.common import TEXT, ready, right_padded, words
 from tests.models.zoo.hand_written import Pooled
-from tests.models.zoo.spellings import Block as Spelt
-from tests.models.zoo.spellings import Encoder, fused
 from tokenpass.report import LOG, last_reports
 
 OPTIONS = {"budget": 0.6, "lowering": "eager", "objective": "flops", "on_failure": "raise"}
@@ -107,19 +107,6 @@ def test_graphs_after_a_break_have_budgets_of_their_own() -> None:
     assert got.shape == expected.shape
 
 
-def test_one_graph_serves_many_lengths_and_batches() -> None:
-    model = ready(Pooled(layers=2), 1.5)
-    run, order = compiled(model, budget=0.8), random.Random(4)
-    exact = compiled(model, budget=1.0)
-    with torch.no_grad():
-        for _ in range(25):
-            batch, tokens = order.randint(2, 5), order.randint(12, 60)
-            x = torch.randn(batch, tokens, 12, dtype=torch.float64)
-            assert relative(run(x), model(x)) < 1
-            assert relative(exact(x), model(x)) < 1e-10
-    assert counters["stats"]["unique_graphs"] <= 4  # two for each of the two budgets
-
-
 def test_samples_are_independent() -> None:
     """Each sample loses tokens of its own: their order, and who else is there, changes nothing."""
     model, ids, mask = bert().double(), words(4), right_padded(4)
@@ -171,6 +158,55 @@ def test_gradient_checkpointing_runs_dense() -> None:
     assert outcomes() == {"dense"}
     assert {r.code for r in last_reports()[0].rejections} == {"higher_order_operator"}
     assert model.get_parameter("body.embed.weight").grad is not None
+
+
+def test_tied_weights() -> None:
+    """One parameter is table and head: a single input of the graph."""
+    model: LlamaForCausalLM = decoder(2, tie_word_embeddings=True).double()
+    ids = prompt(5)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    call = {"use_cache": False, "logits_to_keep": 1}
+    with torch.no_grad():
+        got, expected = compiled(model, budget=1.0)(ids, **call), model(ids, **call)
+    assert outcomes() == {"edited"}
+    assert relative(got, expected) < 1e-6
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("passed", ["token_merge", "token_prune"])
+def test_gradients_are_those_of_the_edited_model(passed: str) -> None:
+    """Along random directions of weights and input, beside central differences."""
+    torch.manual_seed(6)
+    policy = {"policy": "key_norm"} if passed == "token_prune" else {}
+    model = ready(Pooled(layers=2), 1.5).train()
+    passes = [{passed: {**policy, "keep_ratio": 0.7}}]
+    run = torch.compile(
+        model,
+        backend="tokenpass",
+        options={**OPTIONS, "budget": 1.0, "passes": passes, "training": "allow"},
+    )
+    x = torch.randn(2, 24, 12, dtype=torch.float64, requires_grad=True)
+    run(x).square().sum().backward()
+    assert outcomes() == {"edited"} and not last_reports()[0].exact
+    for value in (x, *(p for p in model.parameters() if p.dim() > 1)):
+        slope = torch.randn_like(value)
+        expected = difference(lambda: run(x).square().sum(), value, slope)
+        assert value.grad is not None
+        torch.testing.assert_close((value.grad * slope).sum(), expected, rtol=1e-5, atol=1e-6)
+
+
+def difference(
+    function: Callable[[], Tensor], value: Tensor, slope: Tensor, step: float = 1e-6
+) -> Tensor:
+    """The central difference of a function along a direction of one of its values."""
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            value.add_(slope, alpha=sign * step)
+        ends.append(function().detach())
+        with torch.no_grad():
+            value.sub_(slope, alpha=sign * step)
+    return (ends[0] - ends[1]) / (2 * step)
 
 
 def test_a_cached_prefix() -> None:

@@ -18,7 +18,7 @@ from tokenpass.report import LOG, last_reports
 OPTIONS = {"budget": 0.7, "lowering": "eager", "objective": "flops", "on_failure": "raise"}
 
 
-def decoder(layers: int = 3) -> LlamaForCausalLM:
+def decoder(layers: int = 3, **extra: Any) -> LlamaForCausalLM:
     """A small causal model with grouped keys and values."""
     torch.manual_seed(5)
     config = LlamaConfig(
@@ -29,6 +29,7 @@ def decoder(layers: int = 3) -> LlamaForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
+        **extra,
     )
     return LlamaForCausalLM(config).eval()
 
@@ -78,15 +79,17 @@ def test_generate_compiles_once_and_writes_what_dense_writes(strategy: str) -> N
     assert torch.equal(again, generate(model, other, compiled=False, **how))
 
 
-@pytest.mark.parametrize("kind", ["greedy", "beam", "assisted"])
-def test_a_growing_cache(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["greedy", "beam", "assisted", "beam, static"])
+def test_model_compile_under_generate(kind: str) -> None:
     """DynamicCache with `model.compile`: lengths are dynamic, and a helper may draft tokens.
 
-    transformers compiles no step of a beam search by itself, whatever the cache.
+    transformers compiles no step of a beam search by itself, whatever the cache, and lets no helper
+    draft for a static one.
     """
     model, ids = decoder(), prompt(3)[:1]
     how: dict[str, Any] = {"assistant_model": decoder(1)} if kind == "assisted" else {}
-    how |= {"num_beams": 2} if kind == "beam" else {}
+    how |= {"num_beams": 2} if "beam" in kind else {}
+    how |= {"cache_implementation": "static"} if "static" in kind else {}
     given = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     mask = torch.ones_like(ids)
     dense = model.generate(ids, attention_mask=mask, **given, **how)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch._guards import TracingContext
 from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from tokenpass.capture.normal_form import NORMAL_FORM
+from tokenpass.capture.subclasses import OverParts, WrappedOutput, all_parts, is_wrapper, parts
 from tokenpass.capture.writes import without_unseen_writes
 from tokenpass.edits import Rejection
 from tokenpass.tracing import calls, carry_over, placeholders, retrace, source_line
@@ -37,6 +38,7 @@ class Captured:
 
     `examples`: the call's own inputs by placeholder. `training`: gradients are recorded.
     `train_mode`: the first operator in training mode (dropout, batch norm), as (node, source line).
+    `over_parts`: some inputs are wrapper subclasses, and the graph's placeholders are their parts.
     """
 
     module: GraphModule
@@ -46,27 +48,44 @@ class Captured:
     examples: Mapping[Node, Any]
     training: bool
     train_mode: tuple[str, str] | None
+    over_parts: bool = False
 
 
 def capture(module: GraphModule, example_inputs: Sequence[Any]) -> Captured:
     """Trace a Dynamo graph; raises `CaptureRefused` for regions that must not be traced."""
     refuse_known_breakers(module)
-    mode, fakes = fake_inputs(module, example_inputs)
-    traced = retrace(Interpreter(module).run, fakes, mode, NORMAL_FORM)
+    refuse_lost_gradients(module, example_inputs)
+    mode, wholes = fake_inputs(module, example_inputs)
+    fakes, given = all_parts(wholes), all_parts(example_inputs)
+    try:
+        traced = retrace(OverParts(module, wholes).run_parts, fakes, mode, NORMAL_FORM)
+    except WrappedOutput:
+        because = "an output is a tensor subclass, which the parts of the inputs do not make"
+        raise CaptureRefused(Rejection("tensor_subclass", "output", because)) from None
     without_unseen_writes(traced)
-    carry_over(module, traced)
-    sources = placeholders(module)
+    pairs = zip(placeholders(module), wholes, strict=True)
+    sources = [(node, is_wrapper(whole)) for node, whole in pairs for _ in parts(whole)]
+    carry_over(module, traced, sources)
     targets = placeholders(traced)
     data = [
         target
-        for source, target, example in zip(sources, targets, example_inputs, strict=True)
+        for (source, _), target, example in zip(sources, targets, given, strict=True)
         if isinstance(example, torch.Tensor) and not is_static(source, example)
     ]
-    examples = dict(zip(targets, example_inputs, strict=True))
+    examples = dict(zip(targets, given, strict=True))
     training = torch.is_grad_enabled() and any(
         isinstance(x, torch.Tensor) and x.requires_grad for x in example_inputs
     )
-    return Captured(traced, tuple(fakes), mode, tuple(data), examples, training, train_mode(traced))
+    return Captured(
+        traced,
+        tuple(fakes),
+        mode,
+        tuple(data),
+        examples,
+        training,
+        train_mode(traced),
+        over_parts=any(is_wrapper(whole) for whole in wholes),
+    )
 
 
 def train_mode(module: GraphModule) -> tuple[str, str] | None:
@@ -101,6 +120,19 @@ def refuse_known_breakers(module: GraphModule) -> None:
             raise CaptureRefused(refusal("functorch_region", node, name))
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             raise CaptureRefused(refusal("higher_order_operator", node, name))
+
+
+def refuse_lost_gradients(module: GraphModule, example_inputs: Sequence[Any]) -> None:
+    """A wrapper's parts are no leaves of its gradients: they would not reach it."""
+    if not torch.is_grad_enabled():
+        return
+    for node, example in zip(placeholders(module), example_inputs, strict=True):
+        if is_wrapper(example) and example.requires_grad:
+            name, because = type(example).__name__, "needs gradients, which would not reach it"
+            hint = "call the model under torch.no_grad()"
+            raise CaptureRefused(
+                Rejection("tensor_subclass", node.name, f"a {name} {because}", hint)
+            )
 
 
 def refusal(code: str, node: Node, name: str) -> Rejection:

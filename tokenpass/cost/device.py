@@ -186,10 +186,13 @@ def cached_profile_path(device: torch.device | str) -> Path:
     return cache_folder() / "devices" / f"{device.type}-{digest}.yaml"
 
 
-def find_profile(device: torch.device | str, name_or_path: str | None = None) -> DeviceProfile:
+def find_profile(
+    device: torch.device | str, name_or_path: str | None = None, measured: bool = True
+) -> DeviceProfile:
     """The profile for a device: the named one, else the measured one, else a shipped one.
 
-    `name_or_path` is one of `DEVICES` or a YAML file. Raises ConfigError when it is neither.
+    `name_or_path` is one of `DEVICES` or a YAML file; `measured` False leaves out what stands on
+    this machine alone. Raises ConfigError when it is neither.
     Nothing is measured here. Which profile was taken is logged; call once per compiled graph.
     """
     device = torch.device(device)
@@ -203,9 +206,9 @@ def find_profile(device: torch.device | str, name_or_path: str | None = None) ->
             f"device_profile: expected a YAML file or one of {', '.join(DEVICES)}, "
             f"got {name_or_path!r}{nearest(name_or_path, DEVICES)}"
         )
-    measured = measured_profile(device)
-    if measured is not None:
-        return measured
+    own = measured_profile(device) if measured else None
+    if own is not None:
+        return own
     profile = shipped_profile(_shipped_name(device))
     log.info(
         "no measured profile of this %s: predictions use the shipped one, %s; "

@@ -39,6 +39,7 @@ from tokenpass.graph.rules_layout import (
 from tokenpass.graph.rules_mixing import Contract, Convolve, Reduce, Softmax
 from tokenpass.graph.rules_order import AddBack, Count, Divide, Groups, Order, PutBack
 from tokenpass.graph.rules_position import AdvancedIndex, Along, Gather, Parts, Read
+from tokenpass.graph.rules_ranks import rules_of_collectives
 
 aten = torch.ops.aten
 
@@ -46,11 +47,6 @@ aten = torch.ops.aten
 def one_dim(call: Call) -> list[int]:
     """The dimension that the argument `dim` names."""
     return [call.dim()]
-
-
-def first_dim(call: Call) -> list[int]:
-    """The first dimension."""
-    return [0]
 
 
 def listed_dims(call: Call) -> list[int]:
@@ -254,6 +250,8 @@ AXIS_RULES: Mapping[Any, Rule] = {
     aten._grouped_mm.default: Groups(),
     aten.index_put.default: PutBack(),
     aten.index_add.default: AddBack(),
+    # over ranks
+    **rules_of_collectives(),
 }
 
 FOREIGN_RULES: Mapping[str, Rule] = {

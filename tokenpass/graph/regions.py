@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from tokenpass.errors import InternalError
 from tokenpass.graph.axis import Axis
-from tokenpass.graph.causality import Examples, may_be_causal
+from tokenpass.graph.causality import Examples, ancestors, may_be_causal
 from tokenpass.graph.labels import Labels
+from tokenpass.ranks import group_of, has_collectives
 from tokenpass.tracing import calls, fake_value
 
 aten = torch.ops.aten
@@ -54,6 +56,7 @@ class AttentionRegion:
     `key` is `[.., keys, width]`, transposed (`[.., width, keys]`) if `key_transposed`;
     `probabilities` is the softmax's node where the attention is hand-written. `masks`: what is
     added to or put into the scores. `causal`: later tokens are hidden from earlier ones, or may be.
+    `groups`: the process groups that bring its heads together, if this rank has some of them alone.
     """
 
     layer: int
@@ -68,6 +71,7 @@ class AttentionRegion:
     key_transposed: bool = False
     probabilities: Node | None = None
     scale: float | None = None
+    groups: tuple[Any, ...] = ()
 
     @property
     def attention(self) -> Node:
@@ -91,7 +95,24 @@ def attention_regions(graph: Graph, labels: Labels, examples: Examples) -> list[
             region = written_region(node, labels, examples, len(found))
         if region is not None:
             found.append(region)
-    return found
+    if not has_collectives(graph):
+        return found
+    ends = [*(region.query for region in found[1:]), None]
+    return [replace(r, groups=groups_behind(r, end)) for r, end in zip(found, ends, strict=True)]
+
+
+def groups_behind(region: AttentionRegion, end: Node | None) -> tuple[Any, ...]:
+    """Groups of the collectives that an attention's result goes through, up to the next one."""
+    before = None if end is None else {end, *ancestors(end)}
+    seen, groups = {region.node}, {}
+    for node in calls(region.node.graph):
+        inside = before is None or node in before
+        if inside and not seen.isdisjoint(node.all_input_nodes):
+            seen.add(node)
+            group = group_of(node)
+            if group is not None:
+                groups[group] = None
+    return tuple(groups)
 
 
 def single(labels: Labels, node: Node, dim: int) -> Axis | None:

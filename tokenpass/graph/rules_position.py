@@ -142,11 +142,22 @@ class Parts(Rule):
 
     def infer(self, call: Call) -> tuple[Label, ...]:
         label, dim = call.operands[0].label, call.dim()
+        whole = self.keep and self.one_each(call, dim)
         outs = []
         for output in range(len(call.out_shapes)):
-            middle = (call.fresh_label(output)[dim],) if self.keep else ()
-            outs.append((*label[:dim], *middle, *label[dim + 1 :]))
+            new = label[dim][1:] if whole else call.fresh_label(output)[dim]
+            outs.append((*label[:dim], *((new,) if self.keep else ()), *label[dim + 1 :]))
         return tuple(outs)
+
+    def one_each(self, call: Call, dim: int) -> bool:
+        """Whether every part is one entry of the dimension's first factor, with all of the rest."""
+        first, *rest = call.operands[0].label[dim] or (None,)
+        pieces = [shape[dim] for shape in call.out_shapes]
+        if first is None or not rest or first.cut is not None:
+            return False
+        whole = call.operands[0].shape[dim]
+        equal = all(same_size(piece * len(pieces), whole) for piece in pieces)
+        return equal and same_size(first.size, len(pieces))
 
     def blocked(self, call: Call) -> list[Blocked]:
         return block_dims(0, call.operands[0], [call.dim()])

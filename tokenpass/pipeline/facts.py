@@ -126,4 +126,5 @@ def site_facts(site: Site, stream: Stream, at: int, attention: AttentionFacts) -
     rank = sum(order[site.region.node] < order[n] <= order[site.node] for n in kind)
     behind = [n for n in kind if order[n] > order[stream.regions[-1].node]]
     end = behind[min(rank, len(behind)) - 1].name if behind else ""
+    attention = replace(attention, groups=site.region.groups)
     return SiteFacts(site.node.name, at, site.token_dim, site.batch_dim, attention, end)

@@ -30,6 +30,7 @@ from tokenpass.plan.levels import constant, evaluator, level_expression
 from tokenpass.plan.plan_file import pinned_plan
 from tokenpass.plan.planner import Chosen, choose, keep_all
 from tokenpass.plan.pricing import Prices, price
+from tokenpass.ranks import has_collectives
 from tokenpass.rewrite.restoring import ReplayRefused
 from tokenpass.rewrite.rewriter import Actions
 
@@ -47,7 +48,9 @@ NO_CHANGE = 1e-9
 
 def make_plan(view: View, captured: Captured, config: Config) -> Planned:
     """Choose edits under the config and carry them out; raises what a pinned plan contradicts."""
-    profile = find_profile(device_of(captured), config.device_profile)
+    # what one rank measured, the others do not know: all must find the same plan
+    shared = has_collectives(view.module.graph)
+    profile = find_profile(device_of(captured), config.device_profile, measured=not shared)
     dense = graph_cost(view.module, op_costs())
     sizes = size_hints(captured)
     dense_cost = dense.evaluate(sizes, profile, config.objective)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -15,7 +16,8 @@ class AttentionFacts:
     `[.., queries, keys]` and `node` multiplies its result with the values. `query_stream` and
     `key_stream` say whose tokens the queries and keys count (None: no stream's). `key` and `query`
     are `[batch, heads, tokens, width]`, the key transposed if `key_transposed`. `masks`: what
-    may hide padding, and whether True in it means hidden.
+    may hide padding, and whether True in it means hidden. `groups`: the process groups whose ranks
+    have its other heads.
     """
 
     node: str
@@ -27,6 +29,7 @@ class AttentionFacts:
     key_transposed: bool = False
     scale: float | None = None
     masks: tuple[tuple[str, bool], ...] = ()
+    groups: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tokenpass.ops.merge_assignment import merge_best, padding_first
 from tokenpass.passes.token_reduction.matchers import MATCHERS
 from tokenpass.passes.token_reduction.scorers import SCORERS
 from tokenpass.passes.token_reduction.selectors import keep_best
+from tokenpass.ranks import heads_of_all_ranks
 from tokenpass.reference.attention import (
     grouped_attention,
     grouped_softmax,
@@ -246,7 +247,7 @@ class Reference(Interpreter):
         key = self.env[self.named[attention.key]]
         key = key.transpose(-1, -2) if attention.key_transposed else key
         taken = rows(key, groups.stands.gather(1, groups.seats()))
-        return per_head(taken, groups.samples)
+        return heads_of_all_ranks(per_head(taken, groups.samples), attention.groups)
 
     def attention_row(self, site: SiteFacts) -> Tensor:
         """`[batch, heads, groups]`: what the first position that the outputs read looks at."""
@@ -261,7 +262,8 @@ class Reference(Interpreter):
             [row[b][:, self.counted_members(groups, b, s)].sum(-1) for s in seats[b]]
             for b in range(groups.samples)
         ]
-        return torch.stack([torch.stack(sample, -1) for sample in shares]).float()
+        found = torch.stack([torch.stack(sample, -1) for sample in shares]).float()
+        return heads_of_all_ranks(found, site.attention.groups)
 
     def counted_members(self, groups: Groups, sample: int, seat: int) -> Tensor:
         """Members of a group that attention sees."""

@@ -9,17 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.models.zoo import (
+    attention_spellings,
     decoders,
     diffusion,
     encoder_decoders,
     encoders,
     hand_written,
-    spellings,
+    mixing_spellings,
     vision,
 )
 from tests.models.zoo.common import Example
 
-KINDS = (vision, encoders, decoders, encoder_decoders, hand_written, spellings, diffusion)
+KINDS = (
+    vision,
+    encoders,
+    decoders,
+    encoder_decoders,
+    hand_written,
+    attention_spellings,
+    mixing_spellings,
+    diffusion,
+)
 
 FAMILIES: dict[str, Callable[[], Example]] = {
     make.__name__: make for kind in KINDS for make in kind.FAMILIES

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from tests.models.zoo.common import HEADS, LAYERS, TEXT, VOCABULARY, WIDTH, Example, ready, words
 
+SHORT = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "vocab_size": VOCABULARY}
+"""The common sizes as GPT-2 calls them."""
+
+
+def last_logits() -> dict[str, Any]:
+    """A call that wants the logits of the last word alone."""
+    return {"input_ids": words(), "use_cache": False, "logits_to_keep": 1}
+
+
+def causal_model(
+    model: type, config: type, sizes: Mapping[str, Any] = TEXT, **extra: Any
+) -> Example:
+    """A decoder in the common sizes, read at its last token."""
+    call = last_logits()
+    return ready(model(config(**{**sizes, **extra}))), call
+
 
 def llama(**extra: Any) -> Example:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(**TEXT, num_key_value_heads=2, **extra)
-    model = ready(LlamaForCausalLM(config))
-    return model, {"input_ids": words(), "use_cache": False, "logits_to_keep": 1}
+    return ready(LlamaForCausalLM(config)), last_logits()
 
 
 def llama_all_logits() -> Example:
@@ -35,47 +51,32 @@ def llama_classifier() -> Example:
 def qwen2() -> Example:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    model = Qwen2ForCausalLM(Qwen2Config(**TEXT, num_key_value_heads=2))
-    return ready(model), {"input_ids": words(), "use_cache": False, "logits_to_keep": 1}
+    return causal_model(Qwen2ForCausalLM, Qwen2Config, num_key_value_heads=2)
 
 
 def mistral() -> Example:
     from transformers import MistralConfig, MistralForCausalLM
 
-    model = MistralForCausalLM(MistralConfig(**TEXT, num_key_value_heads=2, sliding_window=8))
-    return ready(model), {"input_ids": words(), "use_cache": False, "logits_to_keep": 1}
+    extra = {"num_key_value_heads": 2, "sliding_window": 8}
+    return causal_model(MistralForCausalLM, MistralConfig, **extra)
 
 
 def phi() -> Example:
     from transformers import PhiConfig, PhiForCausalLM
 
-    model = PhiForCausalLM(PhiConfig(**TEXT))
-    return ready(model), {"input_ids": words(), "use_cache": False, "logits_to_keep": 1}
+    return causal_model(PhiForCausalLM, PhiConfig)
 
 
 def gemma2() -> Example:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    config = Gemma2Config(**TEXT, num_key_value_heads=2, head_dim=8)
-    return ready(Gemma2ForCausalLM(config)), {
-        "input_ids": words(),
-        "use_cache": False,
-        "logits_to_keep": 1,
-    }
+    return causal_model(Gemma2ForCausalLM, Gemma2Config, num_key_value_heads=2, head_dim=8)
 
 
 def gpt2() -> Example:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, vocab_size=VOCABULARY)
-    model = GPT2LMHeadModel(config)
-    return ready(model, 5.0), {"input_ids": words(), "use_cache": False, "logits_to_keep": 1}
-
-
-def causal_model(model: type, config: type, **extra: Any) -> Example:
-    """A decoder in the common sizes, read at its last token."""
-    call = {"input_ids": words(), "use_cache": False, "logits_to_keep": 1}
-    return ready(model(config(**{**TEXT, **extra}))), call
+    return ready(GPT2LMHeadModel(GPT2Config(**SHORT)), 5.0), last_logits()
 
 
 def qwen3() -> Example:
@@ -119,35 +120,23 @@ def gpt_neox() -> Example:
 def gptj() -> Example:
     from transformers import GPTJConfig, GPTJForCausalLM
 
-    config = GPTJConfig(
-        n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, vocab_size=VOCABULARY, rotary_dim=4
-    )
-    call = {"input_ids": words(), "use_cache": False, "logits_to_keep": 1}
-    return ready(GPTJForCausalLM(config)), call
+    return causal_model(GPTJForCausalLM, GPTJConfig, SHORT, rotary_dim=4)
 
 
 def gpt_neo() -> Example:
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-    config = GPTNeoConfig(
-        hidden_size=WIDTH,
-        num_layers=2,
-        num_heads=HEADS,
-        attention_types=[[["global", "local"], 1]],
-        window_size=8,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=64,
-    )
-    call = {"input_ids": words(), "use_cache": False, "logits_to_keep": 1}
-    return ready(GPTNeoForCausalLM(config)), call
+    sizes = {"hidden_size": WIDTH, "num_layers": 2, "num_heads": HEADS, "window_size": 8}
+    sizes |= {"vocab_size": VOCABULARY, "max_position_embeddings": 64}
+    kinds = [[["global", "local"], 1]]
+    return causal_model(GPTNeoForCausalLM, GPTNeoConfig, sizes, attention_types=kinds)
 
 
 def bloom() -> Example:
     from transformers import BloomConfig, BloomForCausalLM
 
-    config = BloomConfig(hidden_size=WIDTH, n_layer=LAYERS, n_head=HEADS, vocab_size=VOCABULARY)
-    call = {"input_ids": words(), "use_cache": False, "logits_to_keep": 1}
-    return ready(BloomForCausalLM(config)), call
+    sizes = {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "vocab_size": VOCABULARY}
+    return causal_model(BloomForCausalLM, BloomConfig, sizes)
 
 
 def falcon() -> Example:
@@ -165,11 +154,8 @@ def falcon_alibi() -> Example:
 def mpt() -> Example:
     from transformers import MptConfig, MptForCausalLM
 
-    config = MptConfig(
-        d_model=WIDTH, n_layers=LAYERS, n_heads=HEADS, vocab_size=VOCABULARY, max_seq_len=64
-    )
-    call = {"input_ids": words(), "use_cache": False, "logits_to_keep": 1}
-    return ready(MptForCausalLM(config)), call
+    sizes = {"d_model": WIDTH, "n_layers": LAYERS, "n_heads": HEADS, "vocab_size": VOCABULARY}
+    return causal_model(MptForCausalLM, MptConfig, sizes, max_seq_len=64)
 
 
 def opt() -> Example:
@@ -206,21 +192,13 @@ def starcoder2() -> Example:
 def gpt_bigcode() -> Example:
     from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
 
-    config = GPTBigCodeConfig(
-        n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, vocab_size=VOCABULARY, n_positions=64
-    )
-    call = {"input_ids": words(), "use_cache": False, "logits_to_keep": 1}
-    return ready(GPTBigCodeForCausalLM(config)), call
+    return causal_model(GPTBigCodeForCausalLM, GPTBigCodeConfig, SHORT, n_positions=64)
 
 
 def codegen() -> Example:
     from transformers import CodeGenConfig, CodeGenForCausalLM
 
-    config = CodeGenConfig(
-        n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, vocab_size=VOCABULARY, rotary_dim=4
-    )
-    call = {"input_ids": words(), "use_cache": False, "logits_to_keep": 1}
-    return ready(CodeGenForCausalLM(config)), call
+    return causal_model(CodeGenForCausalLM, CodeGenConfig, SHORT, rotary_dim=4)
 
 
 def helium() -> Example:

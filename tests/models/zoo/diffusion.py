@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from tests.models.zoo.common import Example, ready
@@ -11,25 +13,20 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
+LATENT = {"sample_size": 8, "patch_size": 2, "in_channels": 4, "num_layers": 3}
+LATENT |= {"num_attention_heads": 4, "attention_head_dim": 8}
+
+
+def denoised(**given: Any) -> dict[str, Any]:
+    """A call over two noisy latents of four channels."""
+    return {"hidden_states": noise(2, 4, 8, 8), **given, "return_dict": False}
+
+
 def dit() -> Example:
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
-    model = DiTTransformer2DModel(
-        num_attention_heads=4,
-        attention_head_dim=8,
-        in_channels=4,
-        num_layers=3,
-        sample_size=8,
-        patch_size=2,
-        num_embeds_ada_norm=10,
-        norm_num_groups=4,
-    )
-    call = {
-        "hidden_states": noise(2, 4, 8, 8),
-        "timestep": torch.tensor([1, 5]),
-        "class_labels": torch.tensor([0, 3]),
-        "return_dict": False,
-    }
+    model = DiTTransformer2DModel(**LATENT, num_embeds_ada_norm=10, norm_num_groups=4)
+    call = denoised(timestep=torch.tensor([1, 5]), class_labels=torch.tensor([0, 3]))
     return ready(model, 1.5), call
 
 
@@ -37,25 +34,18 @@ def pixart() -> Example:
     from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 
     model = PixArtTransformer2DModel(
-        num_attention_heads=4,
-        attention_head_dim=8,
-        in_channels=4,
+        **LATENT,
         out_channels=8,
-        num_layers=3,
         cross_attention_dim=32,
-        sample_size=8,
-        patch_size=2,
         caption_channels=16,
         norm_num_groups=4,
         use_additional_conditions=False,
     )
-    call = {
-        "hidden_states": noise(2, 4, 8, 8),
-        "encoder_hidden_states": noise(2, 6, 16),
-        "timestep": torch.tensor([1, 5]),
-        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
-        "return_dict": False,
-    }
+    call = denoised(
+        encoder_hidden_states=noise(2, 6, 16),
+        timestep=torch.tensor([1, 5]),
+        added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+    )
     return ready(model, 1.5), call
 
 
@@ -63,25 +53,18 @@ def sd3() -> Example:
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
     model = SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=4,
-        num_layers=3,
-        attention_head_dim=8,
-        num_attention_heads=4,
+        **LATENT,
         joint_attention_dim=16,
         caption_projection_dim=32,
         pooled_projection_dim=24,
         out_channels=4,
         pos_embed_max_size=8,
     )
-    call = {
-        "hidden_states": noise(2, 4, 8, 8),
-        "encoder_hidden_states": noise(2, 6, 16),
-        "pooled_projections": noise(2, 24),
-        "timestep": torch.tensor([1.0, 5.0], dtype=torch.float64),
-        "return_dict": False,
-    }
+    call = denoised(
+        encoder_hidden_states=noise(2, 6, 16),
+        pooled_projections=noise(2, 24),
+        timestep=torch.tensor([1.0, 5.0], dtype=torch.float64),
+    )
     return ready(model, 1.5), call
 
 

@@ -6,28 +6,40 @@ from typing import Any
 
 import torch
 
-from tests.models.zoo.common import HEADS, LAYERS, TEXT, VISION, Example, pictures, ready, words
+from tests.models.zoo.common import (
+    HEADS,
+    LAYERS,
+    TEXT,
+    VISION,
+    WIDTH,
+    Example,
+    pictures,
+    ready,
+    words,
+)
+
+
+def vision_model(model: type, config: type, **extra: Any) -> Example:
+    """A vision transformer in the common sizes."""
+    return ready(model(config(**{**VISION, **extra}))), {"pixel_values": pictures()}
 
 
 def vit() -> Example:
     from transformers import ViTConfig, ViTForImageClassification
 
-    model = ViTForImageClassification(ViTConfig(**VISION, num_labels=5))
-    return ready(model), {"pixel_values": pictures()}
+    return vision_model(ViTForImageClassification, ViTConfig, num_labels=5)
 
 
 def deit() -> Example:
     from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
 
-    model = DeiTForImageClassificationWithTeacher(DeiTConfig(**VISION, num_labels=5))
-    return ready(model), {"pixel_values": pictures()}
+    return vision_model(DeiTForImageClassificationWithTeacher, DeiTConfig, num_labels=5)
 
 
 def dinov2() -> Example:
     from transformers import Dinov2Config, Dinov2Model
 
-    model = Dinov2Model(Dinov2Config(**VISION, mlp_ratio=2))
-    return ready(model), {"pixel_values": pictures()}
+    return vision_model(Dinov2Model, Dinov2Config, mlp_ratio=2)
 
 
 def beit_pooled() -> Example:
@@ -41,19 +53,13 @@ def beit_pooled() -> Example:
 def clip_vision() -> Example:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    model = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION, projection_dim=24))
-    return ready(model), {"pixel_values": pictures()}
+    return vision_model(CLIPVisionModelWithProjection, CLIPVisionConfig, projection_dim=24)
 
 
 def siglip() -> Example:
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    return ready(SiglipVisionModel(SiglipVisionConfig(**VISION))), {"pixel_values": pictures()}
-
-
-def vision_model(model: type, config: type, **extra: Any) -> Example:
-    """A vision transformer in the common sizes."""
-    return ready(model(config(**{**VISION, **extra}))), {"pixel_values": pictures()}
+    return vision_model(SiglipVisionModel, SiglipVisionConfig)
 
 
 def vit_features() -> Example:
@@ -129,32 +135,24 @@ def siglip2_like_text() -> Example:
     return ready(SiglipTextModel(config)), {"input_ids": words()}
 
 
+def windowed_model(model: type, config: type) -> Example:
+    """Attention within windows of four by four patches, in two stages."""
+    sizes = {"image_size": 16, "patch_size": 2, "embed_dim": 16, "window_size": 4}
+    return ready(model(config(**sizes, depths=[2, 2], num_heads=[2, 4]))), {
+        "pixel_values": pictures(size=16)
+    }
+
+
 def swin() -> Example:
     from transformers import SwinConfig, SwinModel
 
-    config = SwinConfig(
-        image_size=16,
-        patch_size=2,
-        embed_dim=16,
-        depths=[2, 2],
-        num_heads=[2, 4],
-        window_size=4,
-    )
-    return ready(SwinModel(config)), {"pixel_values": pictures(size=16)}
+    return windowed_model(SwinModel, SwinConfig)
 
 
 def swinv2() -> Example:
     from transformers import Swinv2Config, Swinv2Model
 
-    config = Swinv2Config(
-        image_size=16,
-        patch_size=2,
-        embed_dim=16,
-        depths=[2, 2],
-        num_heads=[2, 4],
-        window_size=4,
-    )
-    return ready(Swinv2Model(config)), {"pixel_values": pictures(size=16)}
+    return windowed_model(Swinv2Model, Swinv2Config)
 
 
 def pvt() -> Example:
@@ -208,42 +206,26 @@ def audio_spectrogram() -> Example:
     return ready(ASTForAudioClassification(config)), {"input_values": sound}
 
 
+def sound_model(model: type, config: type) -> Example:
+    """A speech encoder: convolutions over the raw sound, then a transformer."""
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    sizes |= {"intermediate_size": 48, "num_feat_extract_layers": 2}
+    sizes |= {"conv_dim": [16, 16], "conv_stride": [5, 2], "conv_kernel": [10, 3]}
+    sizes |= {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
+    sound = torch.randn(2, 400, dtype=torch.float64)
+    return ready(model(config(**sizes))), {"input_values": sound}
+
+
 def wav2vec2() -> Example:
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-    sizes = {name: TEXT[name] for name in ("hidden_size", "intermediate_size")}
-    config = Wav2Vec2Config(
-        **sizes,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        conv_dim=[16, 16],
-        conv_stride=[5, 2],
-        conv_kernel=[10, 3],
-        num_feat_extract_layers=2,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-    )
-    sound = torch.randn(2, 400, dtype=torch.float64)
-    return ready(Wav2Vec2Model(config)), {"input_values": sound}
+    return sound_model(Wav2Vec2Model, Wav2Vec2Config)
 
 
 def hubert() -> Example:
     from transformers import HubertConfig, HubertModel
 
-    sizes = {name: TEXT[name] for name in ("hidden_size", "intermediate_size")}
-    config = HubertConfig(
-        **sizes,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        conv_dim=[16, 16],
-        conv_stride=[5, 2],
-        conv_kernel=[10, 3],
-        num_feat_extract_layers=2,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-    )
-    sound = torch.randn(2, 400, dtype=torch.float64)
-    return ready(HubertModel(config)), {"input_values": sound}
+    return sound_model(HubertModel, HubertConfig)
 
 
 def videomae() -> Example:
