@@ -38,7 +38,8 @@ def bias_of(made: Recipe, tokens: int, mask: Tensor | None) -> Tensor | None:
     if not plain:
         seen = seen & near
         seen = seen | ~seen.any(-1, keepdim=True)
-    lowest = torch.finfo(torch.float64).min
+    # a query may lose the one key in its window: what it sees then is told by finite scores alone
+    lowest = -1e4 if made.window else torch.finfo(torch.float64).min
     return torch.zeros(1, dtype=torch.float64).masked_fill(~seen, lowest)
 
 

@@ -45,7 +45,7 @@ def test_a_group_counts_as_often_as_it_has_members() -> None:
 
 def test_padding_and_who_left_answer_nobody() -> None:
     groups = untouched(1, 4, torch.tensor([[False, False, False, True]]))
-    groups.present[0, 1] = False
+    groups.present[0, 1], groups.merged = False, True
     weights = grouped_softmax(torch.zeros(1, 1, 4, 4), groups, groups)
     torch.testing.assert_close(weights[0, 0, 0], torch.tensor([0.5, 0.0, 0.5, 0.0]))
     assert torch.isfinite(weights).all()

@@ -16,7 +16,7 @@ def test_untouched_tokens_stand_for_themselves() -> None:
 
 def test_members_of_a_group_share_its_seat_and_padding_counts_nothing() -> None:
     groups = untouched(1, 4, torch.tensor([[False, False, False, True]]))
-    groups.seat[0] = torch.tensor([0, 2, 2, 2])
+    groups.seat[0], groups.merged = torch.tensor([0, 2, 2, 2]), True
     assert groups.seats().tolist() == [[0, 2]]
     assert groups.members(0, 2).tolist() == [1, 2, 3]
     assert groups.sizes().tolist() == [[1, 2]]

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from tokenpass.graph.axis import Axis, Label, find_axis
+from tokenpass.graph.axis import Axis, Label, find_places
 from tokenpass.graph.call import Call, Operand, Runner
 from tokenpass.graph.demand_lattice import (
     NOTHING,
@@ -73,12 +73,25 @@ class Rule(ABC):
         return call.execute()
 
     def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
-        """Demand on each operand's tokens, from the demand on the outputs'."""
-        joined = join_demands(out)
+        """Demand on each operand's tokens, from the demand on the outputs'.
+
+        It speaks of the first dimension with the axis: of scores and masks, which hold it twice, of
+        the rows, and so not of an operand that holds the columns alone.
+        """
+        joined, out_label = join_demands(out), self.infer(call)[0]
+        rows = find_places(out_label, axis)
         return [
-            joined if find_axis(operand.label, axis) else joined.read_whole()
+            joined if speaks_of(operand.label, axis, out_label, rows) else joined.read_whole()
             for operand in call.operands
         ]
+
+
+def speaks_of(label: Label, axis: Axis, out: Label, rows: list[Place]) -> bool:
+    """Whether an operand's first dimension with an axis meets the first one of the output."""
+    places = find_places(label, axis)
+    if len(places) == len(rows) or len(rows) < 2 or not places:
+        return bool(places)
+    return places[0][0] - len(label) == rows[0][0] - len(out)
 
 
 def join_demands(demands: Sequence[Demand]) -> Demand:

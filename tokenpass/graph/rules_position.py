@@ -145,7 +145,7 @@ class Parts(Rule):
         whole = self.keep and self.one_each(call, dim)
         outs = []
         for output in range(len(call.out_shapes)):
-            new = label[dim][1:] if whole else call.fresh_label(output)[dim]
+            new = label[dim][1:] if whole or not self.keep else call.fresh_label(output)[dim]
             outs.append((*label[:dim], *((new,) if self.keep else ()), *label[dim + 1 :]))
         return tuple(outs)
 

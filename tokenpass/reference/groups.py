@@ -16,14 +16,16 @@ class Groups:
     """For every token of every sample (all tensors are `[batch, tokens]`).
 
     `seat`: the token whose place in the order the group has taken; `stands`: the token whose
-    position the group has; `present`: False once pruned; `padding`: never counted. `left`: for each
-    pruning, who left and the stream's value at that moment.
+    position the group has; `present`: False once pruned; `padding`: what no query may look at.
+    `merged`: whether groups have sizes, in which padding counts nothing. `left`: for each pruning,
+    who left and the stream's value at that moment.
     """
 
     seat: Index
     stands: Index
     present: Mask
     padding: Mask
+    merged: bool = False
     left: list[tuple[Mask, Tensor]] = field(default_factory=list)
 
     @property
@@ -33,8 +35,8 @@ class Groups:
 
     @property
     def counted(self) -> Mask:
-        """Tokens that later attention may look at."""
-        return self.present & ~self.padding
+        """Tokens that later attention may look at, as far as its masks let it."""
+        return self.present & ~self.padding if self.merged else self.present
 
     def seats(self) -> Index:
         """`[batch, groups]`: one token for each group that is left, in order."""

@@ -182,6 +182,7 @@ class Reference(Interpreter):
         score, partner = matcher(self.keys(site), free, None)
         score, partner = padding_first(score, partner, sizes)
         segment, kept, _ = merge_best(score, partner, seats.shape[1], count)
+        groups.merged = True
         old, value = groups.stands.clone(), value.clone()
         old_seat = groups.seat.clone()
         for sample in range(groups.samples):
@@ -229,7 +230,8 @@ class Reference(Interpreter):
         """Later values of the site's kind: who left has what it left with; at the end, for good."""
         for stream, site in list(self.pruned.items()):
             kind = self.named[site.node].target
-            if n.name not in self.facts.streams[stream].chain or n.target is not kind:
+            place = self.facts.streams[stream].chain.get(n.name)
+            if n.target is not kind or place != (site.token_dim, site.batch_dim):
                 continue
             flat, end = to_rows(value, site).clone(), n.name == site.end
             for gone, then in self.groups[stream].left:

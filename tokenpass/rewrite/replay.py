@@ -52,7 +52,7 @@ class Action:
 class Replay(Restoring):
     """Interprets the captured graph with edits. `actions` make a reduction at a site's node.
 
-    `barriers`: operators before which tokens came back; `restored`: the edits that found all of
+    `barriers`: operators before which tokens came back; `found_whole`: the edits that found all of
     their stream's tokens (its first one, and those behind such a place), with their nodes.
     """
 
@@ -68,7 +68,7 @@ class Replay(Restoring):
         self.read_cuts = read_cuts
         self.keep_short = keep_short
         self.barriers: list[Rejection] = []
-        self.restored: dict[int, Node] = {}
+        self.found_whole: dict[int, Node] = {}
 
     def run_node(self, n: Node) -> Any:
         if n in self.env:
@@ -267,7 +267,7 @@ class Replay(Restoring):
         if at is None or label[at[0]][at[1]].cut is not reduction.parent:
             raise Unalignable(f"{node.name} does not carry the reduction's parent")
         if reduction.parent is None:
-            self.restored[action.owner] = node
+            self.found_whole[action.owner] = node
         reduction.memo["saved_label"] = label
         goal = with_cut(label, at, reduction)
         operand = NodeOperand(label, tuple(fake_value(node).shape), value, True, node=node)

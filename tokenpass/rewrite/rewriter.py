@@ -69,7 +69,7 @@ def rewrite(view: View, actions: Actions, fakes: Sequence[Any], mode: FakeTensor
     carry_over(view.module, traced)
     mark_owners(traced)
     verify_rewrite(view.module, traced, actions.keep_short)
-    whole = frozenset(replay.restored.values())
+    whole = frozenset(replay.found_whole.values())
     short, averaged = short_values(replay), averaged_values(replay)
     return Rewritten(traced, tuple(replay.barriers), short, averaged, whole)
 
@@ -136,7 +136,7 @@ def rewrite_at_levels(
         actions = actions_at(inputs[len(fakes) :])
         replay = Replay(view, actions.at, actions.read_cuts, actions.keep_short)
         outputs = replay.run(*inputs[: len(fakes)])
-        restored.update(replay.restored)
+        restored.update(replay.found_whole)
         return outputs
 
     traced = retrace(run, [*fakes, *levels], mode)

@@ -11,10 +11,13 @@ from torch.fx import Interpreter, Node
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
-from tokenpass.graph.axis import Axis, Label, Size, find_places
+from tokenpass.graph.axis import Label, Size, find_places
 from tokenpass.graph.call import Operand
+from tokenpass.graph.regions import SOFTMAX
 from tokenpass.graph.view import View
-from tokenpass.tracing import fake_value
+from tokenpass.tracing import calls, fake_value
+
+aten = torch.ops.aten
 
 
 class Values(Interpreter):
@@ -87,19 +90,35 @@ class NodeOperand(Operand):
 
 
 def stream_values(view: View) -> frozenset[Node]:
-    """Values of single tokens that descend from a stream's birth; others are side operands.
+    """Values that descend from a stream's birth; others are side operands.
 
-    A mask or a score belongs to a pair of tokens, even where it is computed from them: it is looked
-    up at the positions that stand for merged tokens, since the mean of hidden and visible is none.
+    So are masks and scores, even where they are computed from tokens: they are looked up at the
+    positions that stand for merged tokens, since the mean of hidden and visible is neither.
     """
     found: set[Node] = set()
     for stream in view.streams:
-        behind = {stream.birth} | view.downstream(stream.birth)
-        found |= {node for node in behind if not holds_pairs(view, node, stream.axis)}
-    return frozenset(found)
+        found |= {stream.birth} | view.downstream(stream.birth)
+    return frozenset(found - scores(view))
 
 
-def holds_pairs(view: View, node: Node, axis: Axis) -> bool:
+def scores(view: View) -> set[Node]:
+    """Values of pairs of tokens on their way into a softmax, fused attention's masks among them."""
+    queue: list[Node] = []
+    for node in calls(view.module.graph):
+        if node.target in SOFTMAX:
+            queue += node.all_input_nodes
+        elif node.target is aten.scaled_dot_product_attention.default:
+            queue += node.all_input_nodes[3:]
+    found: set[Node] = set()
+    while queue:
+        node = queue.pop()
+        if node not in found and node.target not in SOFTMAX and holds_pairs(view, node):
+            found.add(node)
+            queue += node.all_input_nodes
+    return found
+
+
+def holds_pairs(view: View, node: Node) -> bool:
     """Whether a value counts a stream's tokens in more than one dimension."""
-    labels = view.labels.of.get(node, ())
-    return any(len(find_places(label, axis)) > 1 for label in labels)
+    label = view.labels.of.get(node, ((),))[0]
+    return any(len(find_places(label, stream.axis)) > 1 for stream in view.streams)

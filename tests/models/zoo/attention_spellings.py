@@ -98,6 +98,24 @@ def relative_bias(a: Attention, x: Tensor) -> Tensor:
     return merged(F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0))
 
 
+def content_bias(a: Attention, x: Tensor) -> Tensor:
+    """What a key adds to its scores comes from its value, and no query looks ahead."""
+    q, k, v = a.heads(x)
+    later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+    bias = F.softplus(v.sum(-1))[:, :, None].expand(-1, -1, x.shape[1], -1)
+    bias = bias.masked_fill(later, torch.finfo(x.dtype).min)
+    return merged(F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
+
+
+def written_scores_bias(a: Attention, x: Tensor) -> Tensor:
+    """The same, written out, and with windows."""
+    q, k, v = a.heads(x)
+    place = torch.arange(x.shape[1])
+    near = (place[:, None] - place[None, :]).abs() < 6
+    scores = q @ k.mT / math.sqrt(a.width) + F.softplus(v.sum(-1))[:, :, None]
+    return merged(scores.masked_fill(~near, -1e9).softmax(-1) @ v)
+
+
 def rotary_tables(tokens: int, width: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines `[tokens, width]`."""
     rate = 1.0 / 10000 ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
@@ -227,8 +245,8 @@ class Encoder(nn.Module):
             x = x.mean(1)
         elif self.read == "max":
             x = x.amax(1)
-        elif self.read == "first":
-            x = x[:, 0]
+        elif self.read in ("first", "last"):
+            x = x[:, 0] if self.read == "first" else x[:, -1]
         return self.head(x)
 
 
@@ -286,6 +304,14 @@ def written_relative_bias() -> Example:
     return encoder(relative_bias)
 
 
+def written_content_bias() -> Example:
+    return encoder(content_bias, read="last")
+
+
+def written_content_scores() -> Example:
+    return encoder(written_scores_bias, read="first")
+
+
 def written_rotary() -> Example:
     return encoder(rotary)
 
@@ -334,6 +360,8 @@ FAMILIES = (
     written_alibi,
     written_table_bias,
     written_relative_bias,
+    written_content_bias,
+    written_content_scores,
     written_rotary,
     written_partial_rotary,
     written_complex_rotary,

@@ -240,7 +240,23 @@ def xlnet() -> Example:
     return ready(XLNetModel(config)), {"input_ids": words(), "use_mems": False}
 
 
+def xmod() -> Example:
+    from transformers import XmodConfig, XmodModel
+
+    model = XmodModel(XmodConfig(**TEXT, default_language="en_XX"))
+    return ready(model), {"input_ids": words(), "attention_mask": right_padded()}
+
+
+def deberta() -> Example:
+    from transformers import DebertaConfig, DebertaModel
+
+    extra = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+    return ready(DebertaModel(DebertaConfig(**TEXT, **extra))), {"input_ids": words()}
+
+
 FAMILIES = (
+    xmod,
+    deberta,
     bert,
     bert_padded,
     bert_eager_padded,

@@ -290,7 +290,36 @@ def levit() -> Example:
     return ready(LevitForImageClassification(config)), {"pixel_values": pictures(size=64)}
 
 
+def idefics3_vision() -> Example:
+    from transformers import Idefics3VisionConfig
+    from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
+
+    return vision_model(Idefics3VisionTransformer, Idefics3VisionConfig)
+
+
+def siglip2_vision() -> Example:
+    from transformers import Siglip2VisionConfig, Siglip2VisionModel
+
+    sizes = {name: size for name, size in VISION.items() if name != "image_size"}
+    model = Siglip2VisionModel(Siglip2VisionConfig(**sizes, num_patches=25))
+    call = {"pixel_values": torch.randn(2, 25, 48, dtype=torch.float64)}
+    call["pixel_attention_mask"] = torch.ones(2, 25, dtype=torch.long)
+    call["spatial_shapes"] = torch.tensor([[5, 5], [5, 5]])
+    return ready(model), call
+
+
+def wav2vec2_bert() -> Example:
+    from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
+
+    sizes = {name: TEXT[name] for name in TEXT if name in VISION}
+    model = Wav2Vec2BertModel(Wav2Vec2BertConfig(**sizes, feature_projection_input_dim=16))
+    return ready(model), {"input_features": torch.randn(2, 24, 16, dtype=torch.float64)}
+
+
 FAMILIES = (
+    idefics3_vision,
+    siglip2_vision,
+    wav2vec2_bert,
     vit,
     deit,
     dinov2,
