@@ -17,6 +17,7 @@ from torch._guards import TracingContext
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 
+from tokenpass.capture.buffers import without_filled_buffers
 from tokenpass.capture.normal_form import NORMAL_FORM
 from tokenpass.capture.subclasses import OverParts, WrappedOutput, all_parts, is_wrapper, parts
 from tokenpass.capture.writes import without_unseen_writes
@@ -62,6 +63,7 @@ def capture(module: GraphModule, example_inputs: Sequence[Any]) -> Captured:
     except WrappedOutput:
         because = "an output is a tensor subclass, which the parts of the inputs do not make"
         raise CaptureRefused(Rejection("tensor_subclass", "output", because)) from None
+    without_filled_buffers(traced)
     without_unseen_writes(traced)
     pairs = zip(placeholders(module), wholes, strict=True)
     sources = [(node, is_wrapper(whole)) for node, whole in pairs for _ in parts(whole)]
