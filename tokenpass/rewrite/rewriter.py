@@ -91,16 +91,14 @@ def short_values(replay: Replay) -> dict[Node, tuple[Short, ...]]:
 
 def averaged_values(replay: Replay) -> dict[Node, tuple[Short, ...]]:
     """Values at full length that met a short one, by a mean over what had merged."""
-    found = {}
-    for node, places in replay.averaged.items():
-        label = () if node is None else replay.label(node)
-        met = [
-            Short(dim, label[dim][0].axis.root, batch_dim(label, cut))
-            for (dim, _), cut in places
-            if len(label[dim]) == 1 and label[dim][0].cut is None and loses_tokens(cut)
-        ]
-        if met:
-            found[node] = tuple(met)
+    found: dict[Node, tuple[Short, ...]] = {}
+    for operand, (dim, _), cut in replay.averaged:
+        node, factors = getattr(operand, "node", None), operand.label[dim]
+        if node is None or len(factors) > 1 or factors[0].cut is not None:
+            continue
+        if loses_tokens(cut):
+            short = Short(dim, factors[0].axis.root, batch_dim(operand.label, cut))
+            found[node] = (*found.get(node, ()), short)
     return found
 
 

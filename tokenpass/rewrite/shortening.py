@@ -50,7 +50,7 @@ class Shortening(Values):
             if factor.axis.constant:
                 out = self.shorten_constant(operand, at, cut)
             elif operand.stream:
-                self.averaged.setdefault(node, []).append((at, cut))
+                self.averaged.append((operand, at, cut))
                 out = operand
                 for step in cut.steps_from(factor.cut):
                     place = (at[0] + len(out.label) - len(operand.label), at[1])

@@ -28,7 +28,7 @@ class Values(Interpreter):
         self.view = view
         self.now: dict[Node, tuple[Label, ...]] = {}
         self.memo: dict[Any, Any] = {}
-        self.averaged: dict[Node | None, list[tuple[tuple[int, int], Any]]] = {}
+        self.averaged: list[tuple[Operand, tuple[int, int], Any]] = []
         self.symbols: dict[sympy.Symbol, Size] = {}
         self.stream_nodes = stream_values(view)
         self.order = {node: at for at, node in enumerate(view.module.graph.nodes)}
