@@ -93,11 +93,9 @@ def averaged_values(replay: Replay) -> dict[Node, tuple[Short, ...]]:
     """Values at full length that met a short one, by a mean over what had merged."""
     found: dict[Node, tuple[Short, ...]] = {}
     for operand, (dim, _), cut in replay.averaged:
-        node, factors = getattr(operand, "node", None), operand.label[dim]
-        if node is None or len(factors) > 1 or factors[0].cut is not None:
-            continue
-        if loses_tokens(cut):
-            short = Short(dim, factors[0].axis.root, batch_dim(operand.label, cut))
+        node, (factor, *more) = getattr(operand, "node", None), operand.label[dim]
+        if node is not None and not more and factor.cut is None and loses_tokens(cut):
+            short = Short(dim, factor.axis.root, batch_dim(operand.label, cut))
             found[node] = (*found.get(node, ()), short)
     return found
 
