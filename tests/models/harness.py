@@ -171,7 +171,7 @@ class ConstantsCheck(Interpreter):
             return value
         found = [factor for dim in self.view.labels[n] for factor in dim]
         sizes = [hinted(factor.axis.size) for factor in found]
-        if None in sizes:  # known to the running model alone
+        if None in sizes or not value.numel():  # None: known to the running model alone
             return value
         apart = value.reshape(sizes)
         for at, factor in enumerate(found):

@@ -11,7 +11,16 @@ from torch.fx import Graph, Node
 from torch.utils._pytree import tree_map
 
 from tokenpass.graph.aliases import written_nodes
-from tokenpass.graph.axis import Axis, AxisTable, Label, Size, Unalignable, find_axis, is_constant
+from tokenpass.graph.axis import (
+    Axis,
+    AxisTable,
+    Label,
+    Size,
+    Unalignable,
+    factors,
+    find_axis,
+    is_constant,
+)
 from tokenpass.graph.axis_rules import find_rule
 from tokenpass.graph.call import Call, Operand, bind, is_one
 from tokenpass.graph.meaning import Meaning
@@ -37,11 +46,15 @@ KEEPS_SIGN = frozenset(
 
 
 class Labels:
-    """Labels of all values of a graph: `labels[node]` is one label, or a tuple for several."""
+    """Labels of all values of a graph: `labels[node]` is one label, or a tuple for several.
+
+    `unknown`: axes of values that operators without a rule give: what they count is not known.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.table = AxisTable()
         self.of: dict[Node, tuple[Label, ...]] = {}
+        self.unknown: set[Axis] = set()
         self.nonnegative: set[Node] = set()
         self.written = written_nodes(graph)
         self.meanings: dict[Node, tuple[Meaning | None, ...]] = {}
@@ -68,7 +81,10 @@ class Labels:
         call = self.call(node)
         rule = find_rule(node.target) if node.op == "call_function" else None
         if rule is None:
-            return tuple(call.fresh_label(at) for at in range(len(call.out_shapes)))
+            unknown = tuple(call.fresh_label(at) for at in range(len(call.out_shapes)))
+            if node.op == "call_function":
+                self.unknown.update(f.axis for label in unknown for f in factors(label))
+            return unknown
         if self.always_true(node):
             return (constant_label(call),)
         try:

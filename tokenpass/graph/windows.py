@@ -48,11 +48,11 @@ def is_windowed(label: Label, labels: Labels, given: set[Axis]) -> bool:
 
 
 def wholes(factor: Factor, labels: Labels) -> set[Axis]:
-    """The axes that a factor's axis is a part of."""
+    """The axes that a factor's axis is a part of; not those of which nothing is known."""
     return {
         whole.root
         for parts, whole in labels.table.wholes.items()
-        if any(part.root is factor.axis.root for part in parts)
+        if whole not in labels.unknown and any(p.root is factor.axis.root for p in parts)
     }
 
 
