@@ -135,6 +135,7 @@ POSITION: Mapping[Any, list[Example]] = {
         ex(X, [T("b 1 c", "b"), None, T("b 1 c", "c")], tokens="samples"),
         ex(SHARES, [None, T("k", "m")], tokens="restored"),
         ex(X, [T("b", "range"), T("b", "n")], tokens="read"),
+        ex(T("c v n"), [None, T("m n", "v")]),
     ],
     aten.gather.default: [
         ex(X, 1, T("b m c", "n"), tokens="restored", out="b m c"),
@@ -143,6 +144,7 @@ POSITION: Mapping[Any, list[Example]] = {
         ex(T("b h n m"), 3, T("1 1 1 k", "m"), tokens="restored"),
         ex(T("(b n) c"), 1, T("(b n) k", "c")),
         ex(T("k c"), 0, T("n c", "k")),
+        ex(T("b k n"), 1, T("b n n", "k")),
     ],
     aten.scatter.value: [
         ex(X, 2, T("b n 1", "c"), 1.0),
