@@ -86,12 +86,14 @@ POSITION: Mapping[Any, list[Example]] = {
     aten.sort.stable: [
         ex(X, stable=True, dim=1, tokens="restored", out="b ? c"),
         ex(X, stable=True, dim=2, out="b n ?"),
+        ex(TWO_D, stable=True, dim=1, out="(b n) ?"),
         ex(SHARES, stable=True, dim=1, tokens="restored"),
     ],
     aten.argsort.default: [*along(fresh=True), ex(SHARES, 1, tokens="restored")],
     aten.argsort.stable: [
         ex(X, stable=True, dim=1, tokens="restored", out="b ? c"),
         ex(X, stable=True, dim=2, out="b n ?"),
+        ex(TWO_D, stable=True, dim=1, out="(b n) ?"),
     ],
     aten.topk.default: [
         ex(X, 1, 1, tokens="restored"),
