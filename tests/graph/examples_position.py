@@ -38,7 +38,7 @@ POSITION: Mapping[Any, list[Example]] = {
     ],
     aten.split.Tensor: [
         ex(X, 1, 1, tokens="restored"),
-        ex(T("b n (3 c)"), L("c"), -1),
+        ex(T("b n (3 c)"), L("c"), -1, out="b n c"),
         ex(SHARES, 1, 1, tokens="restored"),
     ],
     aten.split.sizes: [
@@ -97,8 +97,9 @@ POSITION: Mapping[Any, list[Example]] = {
     ],
     aten.topk.default: [
         ex(X, 1, 1, tokens="restored"),
-        ex(X, 1, 2),
+        ex(X, 1, 2, out="b n ?"),
         ex(SHARES, 1, 1, tokens="restored"),
+        ex(T("b n 4"), 3, out="b n ?"),
     ],
     aten.tril.default: [
         ex(T("b n n"), tokens="restored"),
@@ -149,12 +150,12 @@ POSITION: Mapping[Any, list[Example]] = {
         ex(T("b k n"), 1, T("b n n", "k")),
     ],
     aten.scatter.value: [
-        ex(X, 2, T("b n 1", "c"), 1.0),
+        ex(X, 2, T("b n 1", "c"), 1.0, out="b n c"),
         ex(TWO_D, 1, T("(b n) 2", "c"), 0.0),
         ex(X, 1, T("b 1 c", "n"), 1.0, tokens="restored"),
     ],
     aten.scatter.src: [
-        ex(X, 2, T("b n 1", "c"), T("b n 1")),
+        ex(X, 2, T("b n 1", "c"), T("b n 1"), out="b n c"),
         ex(X, 1, T("b 1 c", "n"), T("b 1 c"), tokens="restored"),
     ],
     aten.histc.default: [ex(TWO_D, 4, 0, 3, tokens="restored"), ex(X, 2, tokens="restored")],

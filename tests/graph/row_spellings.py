@@ -68,14 +68,16 @@ def library_batched(x):
     return moe.batched_mm_experts_forward(Config(), rows, experts, weights).view(x.shape)
 
 
-def half_precision(x):
+def fused(rows, keys):
     """The fused product of groups, in the dtype that has one."""
+    ends = torch.histc(keys.float(), EXPERTS, 0, EXPERTS - 1).cumsum(0, dtype=torch.int32)
+    return aten._grouped_mm(rows.bfloat16(), UP.transpose(1, 2).bfloat16(), ends).double()
+
+
+def half_precision(x):
     rows, weights, experts = routed(x)
     keys, order = experts.reshape(-1).sort()
-    ends = torch.histc(keys.float(), EXPERTS, 0, EXPERTS - 1).cumsum(0, dtype=torch.int32)
-    picked = rows[order // BEST].bfloat16()
-    mixed = aten._grouped_mm(picked, UP.transpose(1, 2).bfloat16(), ends)
-    mixed = F.silu(mixed.double()) * weights.reshape(-1)[order][:, None]
+    mixed = F.silu(fused(rows[order // BEST], keys)) * weights.reshape(-1)[order][:, None]
     back = torch.empty_like(order)
     back[order] = torch.arange(order.shape[0])
     return mixed[back].view(BATCH, TOKENS, BEST, -1).sum(2)
@@ -221,6 +223,12 @@ def falling_order(x):
     return grouped(rows[order], keys)[order.argsort()].view(x.shape)
 
 
+def fused_falling_order(x):
+    rows, _, experts = routed(x, 1)
+    keys, order = experts.squeeze(-1).sort(descending=True)
+    return fused(rows[order], keys)[order.argsort()].view(x.shape)
+
+
 def left_in_order(x):
     rows, _, experts = routed(x, 1)
     keys, order = experts.squeeze(-1).sort()
@@ -237,5 +245,6 @@ UNSOUND = {
     table_beside: "beside rows",
     other_counts: "grouped_mm_fallback.default uses numbers of rows as values",
     falling_order: "grouped_mm_fallback.default uses numbers of rows as values",
+    fused_falling_order: "aten._grouped_mm.default uses numbers of rows as values",
     left_in_order: "rows leave the graph",
 }
