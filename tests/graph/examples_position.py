@@ -38,7 +38,7 @@ POSITION: Mapping[Any, list[Example]] = {
     ],
     aten.split.Tensor: [
         ex(X, 1, 1, tokens="restored"),
-        ex(T("b n (3 c)"), L("c"), -1),
+        ex(T("b n (3 c)"), L("c"), -1, out="b n c"),
         ex(SHARES, 1, 1, tokens="restored"),
     ],
     aten.split.sizes: [
@@ -86,17 +86,20 @@ POSITION: Mapping[Any, list[Example]] = {
     aten.sort.stable: [
         ex(X, stable=True, dim=1, tokens="restored", out="b ? c"),
         ex(X, stable=True, dim=2, out="b n ?"),
+        ex(TWO_D, stable=True, dim=1, out="(b n) ?"),
         ex(SHARES, stable=True, dim=1, tokens="restored"),
     ],
     aten.argsort.default: [*along(fresh=True), ex(SHARES, 1, tokens="restored")],
     aten.argsort.stable: [
         ex(X, stable=True, dim=1, tokens="restored", out="b ? c"),
         ex(X, stable=True, dim=2, out="b n ?"),
+        ex(TWO_D, stable=True, dim=1, out="(b n) ?"),
     ],
     aten.topk.default: [
         ex(X, 1, 1, tokens="restored"),
-        ex(X, 1, 2),
+        ex(X, 1, 2, out="b n ?"),
         ex(SHARES, 1, 1, tokens="restored"),
+        ex(T("b n 4"), 3, out="b n ?"),
     ],
     aten.tril.default: [
         ex(T("b n n"), tokens="restored"),
@@ -135,6 +138,7 @@ POSITION: Mapping[Any, list[Example]] = {
         ex(X, [T("b 1 c", "b"), None, T("b 1 c", "c")], tokens="samples"),
         ex(SHARES, [None, T("k", "m")], tokens="restored"),
         ex(X, [T("b", "range"), T("b", "n")], tokens="read"),
+        ex(T("c v n"), [None, T("m n", "v")]),
     ],
     aten.gather.default: [
         ex(X, 1, T("b m c", "n"), tokens="restored", out="b m c"),
@@ -143,14 +147,15 @@ POSITION: Mapping[Any, list[Example]] = {
         ex(T("b h n m"), 3, T("1 1 1 k", "m"), tokens="restored"),
         ex(T("(b n) c"), 1, T("(b n) k", "c")),
         ex(T("k c"), 0, T("n c", "k")),
+        ex(T("b k n"), 1, T("b n n", "k")),
     ],
     aten.scatter.value: [
-        ex(X, 2, T("b n 1", "c"), 1.0),
+        ex(X, 2, T("b n 1", "c"), 1.0, out="b n c"),
         ex(TWO_D, 1, T("(b n) 2", "c"), 0.0),
         ex(X, 1, T("b 1 c", "n"), 1.0, tokens="restored"),
     ],
     aten.scatter.src: [
-        ex(X, 2, T("b n 1", "c"), T("b n 1")),
+        ex(X, 2, T("b n 1", "c"), T("b n 1"), out="b n c"),
         ex(X, 1, T("b 1 c", "n"), T("b 1 c"), tokens="restored"),
     ],
     aten.histc.default: [ex(TWO_D, 4, 0, 3, tokens="restored"), ex(X, 2, tokens="restored")],

@@ -29,7 +29,7 @@ SCATTERED = [
 RANKS: Mapping[Any, list[Example]] = {
     ranks.all_reduce.default: alone("sum", WORLD),
     ranks.broadcast.default: alone(0, WORLD),
-    ranks.wait_tensor.default: alone(),
+    ranks.wait_tensor.default: alone(kept=True),
     ranks.all_gather_into_tensor.default: GATHERED,
     autograd_ranks.all_gather_into_tensor.default: GATHERED,
     ranks.reduce_scatter_tensor.default: SCATTERED,

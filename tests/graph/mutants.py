@@ -16,12 +16,16 @@ import torch
 
 from tokenpass.graph.axis import Axis, Factor, Label, factors
 from tokenpass.graph.call import Call, Operand
+from tokenpass.graph.row_sets import Fewer
 from tokenpass.graph.rule import Rule, summed_places
 
 QUESTIONS = (
     "infer",
     "targets",
     "blocked",
+    "summed",
+    "meanings",
+    "minds_rows",
     "keeps_sums",
     "execute",
     "demand",
@@ -138,7 +142,18 @@ def heard(question: str, asked: tuple[Any, ...], answer: Any) -> Any:
         return [moves(o, t) for o, t in zip(asked[0].operands, answer, strict=False)]
     if question == "keeps_sums":
         return answer and any(summed_places(operand.label) for operand in asked[0].operands)
-    return set(answer) if question == "blocked" else answer
+    if question in ("blocked", "summed"):
+        return bool(answer) if among_rows(asked[0]) else set(answer)
+    return answer
+
+
+def among_rows(call: Call) -> bool:
+    """Whether a set of rows asks: the first objection is enough for it."""
+    return any(
+        isinstance(factor.cut, Fewer)
+        for operand in call.operands
+        for factor in factors(operand.label)
+    )
 
 
 def named_axes(call: Call, labels: tuple[Label, ...]) -> Any:

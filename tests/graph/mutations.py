@@ -15,6 +15,7 @@ import torch
 from tokenpass.graph.axis import Factor, Label
 from tokenpass.graph.call import Call
 from tokenpass.graph.demand_lattice import EVERYTHING, NOTHING, Demand, Extent, Position
+from tokenpass.graph.meaning import Meaning, Places, Tally
 from tokenpass.graph.rule import Blocked, Rule, cut_places, join_demands
 from tokenpass.graph.rules_apart import Factory, Pointwise
 from tokenpass.graph.rules_layout import Layout
@@ -150,6 +151,38 @@ BLOCKED = {
     "blocks one place only": lambda rule, call: rule.blocked(call)[:1],
     **{f"does not block operand {at}": unblocked(at) for at in OPERANDS},
 }
+SUMMED = {
+    "sums over nothing": lambda rule, call: [],
+    "sums over everything": lambda rule, call: all_cuts(call),
+}
+
+
+def said(change: Callable[[Meaning], Meaning | None]) -> Callable[..., Any]:
+    """Changes what is said of every output that has a meaning."""
+
+    def meanings(rule: Rule, call: Call) -> tuple[Meaning | None, ...]:
+        return tuple(known and change(known) for known in rule.meanings(call))
+
+    return meanings
+
+
+MEANINGS = {
+    "says nothing": said(lambda known: None),
+    "says it of the other output": lambda rule, call: rule.meanings(call)[::-1],
+    "says what the operand does": lambda rule, call: tuple(
+        known and call.operands[0].meaning for known in rule.meanings(call)
+    ),
+    "numbers other rows": said(
+        lambda known: replace(known, into=known.into[::-1]) if isinstance(known, Places) else known
+    ),
+    "takes counts for totals": said(
+        lambda known: replace(known, ends=not known.ends) if isinstance(known, Tally) else known
+    ),
+}
+ROWS = {
+    "uses any rows": lambda rule, call: True,
+    "uses no rows": lambda rule, call: False,
+}
 SUMS = {
     "keeps all sums": lambda rule, call: True,
     "keeps no sums": lambda rule, call: False,
@@ -259,6 +292,9 @@ MUTATIONS = tuple(
         "infer": INFER,
         "targets": TARGETS,
         "blocked": BLOCKED,
+        "summed": SUMMED,
+        "meanings": MEANINGS,
+        "minds_rows": ROWS,
         "keeps_sums": SUMS,
         "execute": EXECUTE,
         "demand": DEMAND,

@@ -271,7 +271,7 @@ def check(trial: Trial) -> None:
 
 
 def check_letters(example: Example, built: Built, labels: Labels) -> None:
-    """Assert that the output counts what the example says."""
+    """Assert that the outputs count what the example says, and the same where that is new."""
     if example.out is None:
         return
     known = {
@@ -280,13 +280,16 @@ def check_letters(example: Example, built: Built, labels: Labels) -> None:
         for letter, dim in zip(spec.letters(), labels[node], strict=True)
         for factor in dim
     }
-    for letters, dim in zip(T(example.out).groups(), labels[built.outs[0]], strict=True):
+    dims = zip(*(labels[node] for node in built.outs), strict=True)
+    for letters, outs in zip(T(example.out).groups(), dims, strict=True):
         counted = [x for x in letters if any(x == letter for letter, _ in known)]
-        found = [factor.axis.root for factor in dim]
-        if letters == ["?"]:
-            assert not {*found} & {root for _, root in known}
-            continue
-        assert all(pair in known for pair in zip(counted, found, strict=True))
+        for dim in outs:
+            found = [factor.axis.root for factor in dim]
+            if letters == ["?"]:
+                assert not {*found} & {root for _, root in known}
+                assert found == [factor.axis.root for factor in outs[0]]
+            else:
+                assert all(pair in known for pair in zip(counted, found, strict=True))
 
 
 def expected(trial: Trial) -> Tokens:

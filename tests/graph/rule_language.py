@@ -162,6 +162,7 @@ def along(*rest: Any, fresh: bool) -> list[Example]:
         ("n b c", 0, "restored"),
         ("b c n", 1, "apart"),
         ("n b c", 1, "samples"),
+        ("(b n) c", 1, "apart"),
     ]
     return [
         ex(T(dims), *rest, dim, tokens=tokens, out=renewed(dims, dim) if fresh else dims)
@@ -171,6 +172,6 @@ def along(*rest: Any, fresh: bool) -> list[Example]:
 
 def renewed(dims: str, dim: int) -> str:
     """The letters with something new in one dimension."""
-    letters = dims.split()
-    letters[dim] = "?"
-    return " ".join(letters)
+    groups = [f"({' '.join(group)})" for group in T(dims).groups()]
+    groups[dim] = "?"
+    return " ".join(groups)

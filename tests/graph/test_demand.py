@@ -144,6 +144,20 @@ def test_scores_hold_the_axis_twice(trace):
     assert demand_of(module, labels, axis, batch)[scores].extent is Extent.ALL
 
 
+def test_a_look_up_by_tokens_speaks_of_the_first_ones(trace):
+    """`out[b, i, j] = x[b, j, ids[i]]`: a row of the output needs all of x, a column one row."""
+
+    def rows(x, ids):
+        return (x + ids[:, None]).transpose(1, 2)[:, ids][:, 0]
+
+    def columns(x, ids):
+        return (x + ids[:, None])[:, :, ids][:, 0]
+
+    ids = torch.randint(0, 4, (5,))
+    assert demand_on_input(trace, rows, X, ids)[0].extent is Extent.ALL
+    assert demand_on_input(trace, columns, X, ids)[0].extent is Extent.AT
+
+
 def test_outputs_that_are_caches_need_all(trace):
     demand, _ = demand_on_input(trace, lambda x: (x[:, -1], x * 2), X)
     assert demand.extent is Extent.ALL and places(demand) == {4}

@@ -83,6 +83,8 @@ SAMPLES = {
     "samples picked": (lambda x: x[torch.tensor([1, 0])], False),
     "pairs of samples": (lambda x: x.view(2, 1, 5, 4).chunk(2)[0], False),
     "samples multiplied": (lambda x: x.transpose(0, 1).transpose(1, 2) @ x.new_ones(2, 3), False),
+    "samples beside samples": (lambda x: x.transpose(0, 1) @ x.permute(1, 2, 0), False),
+    "rows beside rows": (lambda x: x.view(-1, 4) @ x.view(-1, 4).t(), False),
 }
 
 

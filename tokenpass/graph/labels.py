@@ -216,12 +216,15 @@ def cut_axis(label: Label, axis: Axis, cut: Any) -> Label:
 
 
 def samples_apart(label: Label, axis: Axis, probe: Probe) -> bool:
-    """Whether a probed output has no tokens, or samples that were not summed without them."""
+    """Whether a probed output has no tokens, or samples that were not summed without them.
+
+    Samples that meet samples, `out[b, b', ..]`, leave open whose tokens they are.
+    """
     tokens = find_axis(label, axis)
     if tokens is None:
         return True
     found = [(at, f) for at, dim in enumerate(label) for f in dim if f.cut is probe]
-    return any(at == tokens[0] or not factor.extensive for at, factor in found)
+    return len(found) == 1 and all(at == tokens[0] or not factor.extensive for at, factor in found)
 
 
 def constant_label(call: Call) -> Label:

@@ -11,12 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from tokenpass.graph.axis import Axis, Label, find_places
+from tokenpass.graph.axis import Axis, Label, find_axis, find_places
 from tokenpass.graph.call import Call, Operand, Runner
-from tokenpass.graph.demand_lattice import (
-    NOTHING,
-    Demand,
-)
+from tokenpass.graph.demand_lattice import NOTHING, Demand
 from tokenpass.graph.meaning import Meaning
 
 Kind = Literal["equivariant", "reducing", "position-dependent", "joining", "factory"]
@@ -92,6 +89,25 @@ def speaks_of(label: Label, axis: Axis, out: Label, rows: list[Place]) -> bool:
     if len(places) == len(rows) or len(rows) < 2 or not places:
         return bool(places)
     return places[0][0] - len(label) == rows[0][0] - len(out)
+
+
+def demand_along(
+    call: Call,
+    axis: Axis,
+    joined: Demand,
+    out: Label,
+    places: Sequence[Sequence[int | None]],
+) -> list[Demand]:
+    """Demand on operands whose dimension `d` is the output's `places[operand][d]`.
+
+    None: entries along it are chosen by other operands, and all of them may be.
+    """
+    rows, demands = find_axis(out, axis), []
+    for operand, stands_at in zip(call.operands, places, strict=True):
+        place = find_axis(operand.label, axis)
+        meets = rows is not None and place is not None and stands_at[place[0]] == rows[0]
+        demands.append(joined if meets else joined.read_whole())
+    return demands
 
 
 def join_demands(demands: Sequence[Demand]) -> Demand:

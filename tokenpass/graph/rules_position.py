@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from tokenpass.graph.demand_lattice import (
 )
 from tokenpass.graph.join import broadcast, broadcast_targets, follow, join_dims
 from tokenpass.graph.meaning import Meaning, Places, Tally, cut_like
-from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, join_demands
+from tokenpass.graph.rule import Blocked, Kind, Rule, block_dims, demand_along, join_demands
 
 
 @dataclass(frozen=True)
@@ -220,8 +221,7 @@ class AdvancedIndex(Rule):
             return super().targets(call, outs)
         dims, rows, first = self.indexed(call), self.rows(call), call.operands[0]
         indices = [call["indices"][at] for at in dims]
-        rank = max(len(index.label) for index in indices)
-        middle = outs[0][self.start(call) :][:rank]
+        middle = outs[0][self.start(call) :][: self.middle_rank(call)]
         target = list(first.label)
         if rows is not None:
             target[dims[0]] = cut_like(rows, indices[0].label)
@@ -241,13 +241,25 @@ class AdvancedIndex(Rule):
 
     def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
         joined = join_demands(out)
-        others = [joined.read_whole() for _ in call.operands[1:]]
+        if joined.extent is Extent.NONE or not self.regular(call):
+            return [joined.read_whole() for _ in call.operands]
+        demands = demand_along(call, axis, joined, self.infer(call)[0], self.stands_at(call))
         place = find_axis(call.operands[0].label, axis)
-        if joined.extent is Extent.NONE or place is None or not self.regular(call):
-            return [joined.read_whole(), *others]
-        if place[0] not in self.indexed(call):
-            return [joined, *others]
-        return [self.read_by(call, place[0]) or EVERYTHING, *others]
+        if place is not None and place[0] in self.indexed(call):
+            demands[0] = self.read_by(call, place[0]) or EVERYTHING
+        return demands
+
+    def stands_at(self, call: Call) -> list[list[int | None]]:
+        """Where the output has the dimensions of every operand; None where it is indexed."""
+        dims, start, rank = self.indexed(call), self.start(call), self.middle_rank(call)
+        kept = (at if at < start else at + rank for at in itertools.count())
+        first = [None if at in dims else next(kept) for at in range(len(call.operands[0].label))]
+        ranks = [len(call["indices"][at].label) for at in dims]
+        return [first, *([*range(start + rank - own, start + rank)] for own in ranks)]
+
+    def middle_rank(self, call: Call) -> int:
+        """How many dimensions the joined indices have."""
+        return max(len(call["indices"][at].label) for at in self.indexed(call))
 
     def read_by(self, call: Call, dim: int) -> Demand | None:
         """Demand at the index's node, if it holds one position for each sample in order."""
@@ -352,9 +364,13 @@ class Gather(Rule):
         ]
 
     def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
-        joined, shared = join_demands(out), self.shared(call)
-        places = [find_axis(operand.label, axis) for operand in call.operands]
-        return [joined if p and p[0] in shared else joined.read_whole() for p in places]
+        shared = {*self.shared(call)}
+        picks = set() if self.writes else {call.dim()}
+        places = [
+            [at if at in (shared | picks if index == 1 else shared) else None for at in range(rank)]
+            for index, rank in enumerate(len(operand.label) for operand in call.operands)
+        ]
+        return demand_along(call, axis, join_demands(out), self.infer(call)[0], places)
 
     def query_operands(self, call: Call) -> list[int]:
         shared = self.shared(call)

@@ -6,15 +6,16 @@ tokens stand there, each rank has tokens of its own, which are restored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from tokenpass.graph.axis import Label
+from tokenpass.graph.axis import Axis, Label, find_axis
 from tokenpass.graph.call import Call, is_one
-from tokenpass.graph.rule import Blocked, Rule, block_dims
+from tokenpass.graph.demand_lattice import Demand
+from tokenpass.graph.rule import Blocked, Rule, block_dims, join_demands
 from tokenpass.graph.rules_apart import Pointwise
 from tokenpass.graph.rules_position import Along
 
@@ -31,6 +32,10 @@ class AllRanks(Rule):
     def restored_first(self, call: Call) -> list[Blocked]:
         # tokens there are each rank's own, and may have been chosen by each rank alone
         return [*super().restored_first(call), *block_dims(0, call.operands[0], [0])]
+
+    def demand(self, call: Call, axis: Axis, out: Sequence[Demand]) -> list[Demand]:
+        place, joined = find_axis(call.operands[0].label, axis), join_demands(out)
+        return [joined.read_whole() if place is None or place[0] == 0 else joined]
 
 
 def first_dim(call: Call) -> list[int]:
