@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -171,8 +172,8 @@ class ConstantsCheck(Interpreter):
             return value
         found = [factor for dim in self.view.labels[n] for factor in dim]
         sizes = [hinted(factor.axis.size) for factor in found]
-        if None in sizes or not value.numel():  # None: known to the running model alone
-            return value
+        if None in sizes or math.prod(sizes) != value.numel() or not value.numel():
+            return value  # sizes of this call are known to the running model alone
         apart = value.reshape(sizes)
         for at, factor in enumerate(found):
             one = apart.narrow(at, 0, 1).expand_as(apart)

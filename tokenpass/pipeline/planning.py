@@ -90,15 +90,20 @@ class Planner:
             return self.without(refused).plan()
 
     def without(self, refused: ReplayRefused) -> Planner:
-        """The same, without what cannot be carried out: a pass on a stream, or the exact edits."""
+        """The same, without what cannot be carried out: a pass on a stream, or the exact edits.
+
+        A site with too few tokens is left out alone.
+        """
         found, at = self.found, refused.owner
+        alone = refused.rejection.code == "no_site"
         rejections = (*found.rejections, refused.rejection)
         if at is not None and at < len(found.candidates):
             bad = found.candidates[at]
             kept = [
                 (c, f)
                 for c, f in zip(found.candidates, found.fixed, strict=True)
-                if c.pass_name != bad.pass_name or c.stream is not bad.stream
+                if c is not bad
+                and (alone or c.pass_name != bad.pass_name or c.stream is not bad.stream)
             ]
             less = replace(
                 found, candidates=tuple(c for c, _ in kept), fixed=tuple(f for _, f in kept)
