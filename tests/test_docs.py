@@ -84,6 +84,7 @@ def test_python_blocks_run(
     for line, code in blocks(page):
         # the padding makes tracebacks name the page's own lines
         exec(compile("\n" * line + code, str(page), "exec"), namespace)
+    assert (len(namespace) > 2) == bool(blocks(page))  # `__name__` and `__builtins__` are there
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

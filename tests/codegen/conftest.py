@@ -28,7 +28,7 @@ class PlainTemplate(KernelTemplate):
         return f"import torch\n\ndef launch(keys, sizes, protected, heads=1):\n    {self.body}\n"
 
     def ahead_of_time(self, parameters):
-        raise NotImplementedError
+        pytest.fail("a stand-in is rendered and run, never compiled ahead of time")
 
 
 @pytest.fixture

@@ -220,10 +220,10 @@ def test_a_lossy_plan_is_held_against_its_reference() -> None:
 
 def test_a_reference_that_cannot_run_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
     def broken(inputs: Any) -> Any:
-        raise NotImplementedError("no such pass")
+        raise InternalError("no reference for a pass")
 
     module = dense_graph()
     run = verified(slightly_wrong, module, LOSSY, how="first", on_failure="raise", reference=broken)
     with caplog.at_level(logging.WARNING, logger="tokenpass.verify"):
         run(torch.ones(3))
-    assert "NotImplementedError: no such pass" in caplog.text
+    assert "InternalError: no reference for a pass" in caplog.text

@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_arg
 
 from tokenpass.edits import Edit
+from tokenpass.errors import InternalError
 from tokenpass.ops.merge_assignment import merge_best, padding_first
 from tokenpass.passes.token_reduction.matchers import MATCHERS
 from tokenpass.passes.token_reduction.scorers import SCORERS
@@ -169,7 +170,7 @@ class Reference(Interpreter):
             self.prune(edit, site, flat, count)
             self.pruned[site.stream] = site
         else:
-            raise NotImplementedError(f"no reference for {edit.pass_name}")
+            raise InternalError(f"no reference for {edit.pass_name}")
         return from_rows(flat, value, site)
 
     def merge(self, edit: Edit, site: SiteFacts, value: Tensor, count: int) -> Tensor:
