@@ -50,6 +50,10 @@ REJECTION_CODES: dict[str, tuple[str, str]] = {
         "a pinned level keeps more tokens than there are, or fewer than can stay",
         "choose a level in the range that the message names",
     ),
+    "too_few_tokens": (
+        "fewer tokens come to it than counts that price it need",
+        "nothing: it stays dense, the others need not",
+    ),
     "causal_leak": (
         "the stream is causal, and earlier positions are read too",
         "logits_to_keep=1, or a policy by position (uniform, random)",

@@ -174,11 +174,14 @@ def test_hardly_any_tokens(shape: tuple[int, ...], name: str) -> None:
 
 @pytest.mark.parametrize("tokens", [5, 8, pytest.param(12, marks=pytest.mark.slow), 16])
 def test_few_tokens_and_many_layers(tokens: int) -> None:
-    """Each of five sites is priced with counts of its own, as far as there are so many."""
+    """Sites are priced with counts of their own; those that find none left stay dense alone."""
     model, x = ready(Plain(6), 1.5), torch.randn(2, tokens, 16, dtype=torch.float64)
     found = run(model, x, passes=[{"token_prune": {"policy": "key_norm"}}])
     report = last_reports()[-1]
-    assert report.outcome == ("edited" if tokens >= 12 else "dense")
+    assert report.outcome == "edited"
+    refused = [r.where for r in report.rejections if r.code == "too_few_tokens"]
+    assert bool(refused) == (tokens < 12)
+    assert not {e.site for e in report.plan.edits} & set(refused)
     assert found.isfinite().all()
 
 

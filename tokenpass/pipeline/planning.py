@@ -95,7 +95,7 @@ class Planner:
         A site with too few tokens is left out alone.
         """
         found, at = self.found, refused.owner
-        alone = refused.rejection.code == "no_site"
+        alone = refused.rejection.code == "too_few_tokens"
         rejections = (*found.rejections, refused.rejection)
         if at is not None and at < len(found.candidates):
             bad = found.candidates[at]

@@ -137,7 +137,7 @@ def example_levels(choices: Sequence[Choice]) -> list[int]:
             level -= 1
         if before - level < 2:
             because = f"of {before} tokens too few are left to choose among"
-            raise ReplayRefused(Rejection("no_site", choice.site, because), owner)
+            raise ReplayRefused(Rejection("too_few_tokens", choice.site, because), owner)
         used.add(level)
         incoming[choice.stream] = level
         levels.append(level)
