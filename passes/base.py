@@ -11,6 +11,7 @@ from tokenpass.edits import Rejection
 from tokenpass.graph.axis import Size
 from tokenpass.graph.sites import Site, Stream
 from tokenpass.graph.view import View
+from tokenpass.option_values import Spans
 from tokenpass.rewrite.read_cut import ReadCut
 from tokenpass.rewrite.replay import Action
 
@@ -25,6 +26,8 @@ class Candidate:
     `depth`: share of the stream's attention layers that lie before the site. `lowest`: the least
     share of the incoming tokens that may stay. `never_below`: tokens that must stay at any level.
     `spared`: tokens that stay beside the lowest share (a merge cannot move protected tokens).
+    `span`: the positions that may lose tokens (none: all may); `apart`: how many tokens of the
+    example call lie outside it.
     """
 
     pass_name: str
@@ -35,6 +38,8 @@ class Candidate:
     lowest: float
     never_below: int = 1
     spared: int = 0
+    span: Spans = ()
+    apart: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class PassContext:
     policy: str | None = None
     seed: int = 0
     shorter_cache: bool = False
+    span: Spans = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -9,37 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
+from tests.config_options import INF, NAN, PASSES, config, refuse, refuse_file
 from tokenpass.config import Config, PassOptions, PassSchema, PassSpec, TokenOptions, resolve
 from tokenpass.config_schema import FILE_KEYS, FILE_ONLY, NOT_AVAILABLE, OPTION_NAMES
 from tokenpass.errors import ConfigError, InternalError, OptionError, UserError
-
-
-class DensityOptions(PassOptions):
-    density: float = Field(0.5, gt=0, le=1, description="a share of pairs above 0 and at most 1")
-    block: int = Field(description="a block size")
-
-
-PASSES = {
-    "token_merge": PassSchema(TokenOptions, ("tome", "pitome")),
-    "token_prune": PassSchema(TokenOptions, ("fastv", "key_norm")),
-    "sparse_attention": PassSchema(DensityOptions),
-    "dead_tokens": PassSchema(exact=True),
-}
-NAN = float("nan")
-INF = float("inf")
-
-
-def config(**options: Any) -> Config:
-    return resolve(options, PASSES)
-
-
-def refuse(error: type[UserError] = OptionError, /, **options: Any) -> str:
-    with pytest.raises(error) as caught:
-        config(**options)
-    assert type(caught.value) is error
-    return str(caught.value)
 
 
 @pytest.fixture
@@ -50,10 +25,6 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return write
-
-
-def refuse_file(path: Path, **options: Any) -> str:
-    return refuse(ConfigError, config=path, **options).replace(f"{path}:", "plan.yaml:")
 
 
 def only_pass(**options: Any) -> PassSpec:
@@ -171,7 +142,10 @@ def test_messages() -> None:
     assert refuse(objective="energy") == (
         "objective: expected one of 'latency', 'flops', got 'energy': not available in this version"
     )
-    assert refuse(spans=[]) == "spans: not available in this version"
+    assert refuse(pack_memory=1) == "pack_memory: not available in this version"
+    assert refuse(spans=[]) == (
+        "spans: expected {name: [start, stop]}, token positions with the stop not included, got []"
+    )
     assert refuse(edits=[]).startswith("edits: belongs in a config file")
     assert refuse(buget=0.3).startswith("buget: unknown option (did you mean 'budget'?); allowed:")
 
@@ -449,7 +423,7 @@ def test_every_problem_of_a_file_has_its_line(write: Callable[[str], Path]) -> N
         ("version: 1\nbudget: .nan\n", ":2: budget: expected a share"),
         ("version: 1\nbudget:\n", ":2: budget: expected a share"),
         ("version: 1\nconfig: a.yaml\n", ":2: config: a config file cannot name another one"),
-        ("version: 1\nspans: []\n", ":2: spans: not available in this version"),
+        ("version: 1\ncalibration: []\n", ":2: calibration: not available in this version"),
         ("version: 1\nseed: &a 3\nbudget: *a\n", ":3: not valid YAML: aliases (*name)"),
         ("version: 1\n<<: {seed: 3}\n", ":2: merge keys (<<) are not allowed"),
         ("version: 1\nseed: !!python/name:os.system x\n", ":2: not valid YAML: could not"),
@@ -494,79 +468,6 @@ def test_any_text_gives_a_config_or_a_user_error(
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(ConfigError):  # random text never says `version: 1`
         config(config=path)
-
-
-# Pinned edits.
-
-EDIT = {"pass": "token_merge", "site": "encoder.layer.2 residual 0", "policy": "tome", "level": 192}
-
-
-def pinned(**changes: Any) -> dict[str, Any]:
-    return {"edits": [{**EDIT, **changes}], "fingerprint": "3f9a"}
-
-
-@pytest.mark.parametrize(
-    "level",
-    [192, "192", 0.5, "16*floor(3*tokens/64)", "Max(1, ceiling(tokens/2) - 1)", "-(-tokens//2)"]
-    + ["Min(tokens, 4)", "Mod(tokens, 2)", "tokens"],
-)
-def test_levels(level: Any) -> None:
-    edits = config(config=pinned(level=level)).edits
-    assert edits is not None
-    assert edits[0].level == str(level)
-
-
-@pytest.mark.parametrize(
-    "level",
-    ["__import__('os')", "9**9**9", "tokens.x", "s0", "floor", "floor()", "floor(x=1)", "", "1 2"]
-    + [True, None, [], "f(1)", "1 if tokens else 2", "lambda: 1", "'a'", "1e999", "tokens[0]"]
-    + ["(" * 500, "1" * 1001, "floor(*tokens)", "True", "2j", "a\0", "~1", "1 < 2", "1 % 0", NAN],
-)
-def test_bad_levels(level: Any) -> None:
-    text = refuse(ConfigError, config=pinned(level=level))
-    assert text.startswith("config: edits[0].level: expected a number, or arithmetic")
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (pinned(policy="tme"), "edits[0].policy: unknown policy 'tme' (did you mean 'tome'?)"),
-        (pinned(**{"pass": "token_merg"}), "edits[0].pass: unknown pass 'token_merg' (did you"),
-        (pinned(sit="a"), "edits[0].sit: unknown option (did you mean 'site'?)"),
-        (pinned(site=""), "edits[0].site: expected a site"),
-        (pinned(pass_name="token_merge"), "edits[0].pass_name: unknown option"),
-        ({"edits": [{"pass": "token_merge"}], "fingerprint": "a"}, "edits[0].site: missing"),
-        ({"edits": ["token_merge"], "fingerprint": "a"}, "edits[0]: expected {pass, site,"),
-        ({"edits": None, "fingerprint": "a"}, "edits: expected a list of {pass, site,"),
-        ({"edits": []}, "edits: need the fingerprint"),
-        ({"edits": [], "fingerprint": None}, "edits: need the fingerprint"),
-        ({"edits": [], "fingerprint": 3}, "fingerprint: expected the fingerprint"),
-        ({"fingerprint": "a"}, "fingerprint: tells of pinned edits, but there are no"),
-        ({"error": 0.1}, "error: tells of pinned edits"),
-        ({"edits": [], "fingerprint": "a", "error": -1}, "error: expected a number from 0, got -1"),
-        ({"edits": [], "fingerprint": "a", "predicted_share": NAN}, "predicted_share: expected"),
-    ],
-)
-def test_bad_edits(given: dict[str, Any], expected: str) -> None:
-    assert expected in refuse(ConfigError, config=given)
-
-
-def test_an_exact_pass_may_be_pinned_with_any_policy() -> None:
-    edits = config(config=pinned(**{"pass": "dead_tokens", "policy": "exact"})).edits
-    assert edits is not None
-    assert edits[0].pass_name == "dead_tokens"
-
-
-def test_no_edits_at_all_is_a_plan() -> None:
-    assert config(config={"edits": [], "fingerprint": "a"}).edits == ()
-
-
-@pytest.mark.parametrize("name", ["budget", "max_error", "objective", "passes"])
-def test_planning_options_beside_pinned_edits_are_refused(name: str) -> None:
-    value = {"budget": 0.5, "max_error": 0.5, "objective": "flops", "passes": []}[name]
-    text = refuse(config=pinned(), **{name: value})
-    assert text.startswith(f"{name}: has no effect beside the edits")
-    assert config(config={**pinned(), name: value}).edits
 
 
 # Documentation.

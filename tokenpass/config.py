@@ -48,7 +48,7 @@ __all__ = [
 _Model = TypeVar("_Model", bound=BaseModel)
 
 # What decides a plan: beside pinned edits these options would have no effect.
-_PLANNING = ("budget", "max_error", "objective", "passes")
+_PLANNING = ("budget", "max_error", "objective", "passes", "spans")
 
 
 @dataclass(frozen=True)
@@ -384,6 +384,11 @@ def _conflicts(
             if key in values:
                 yield f"{key}: has no effect beside the edits that {name} pins; leave one out"
     merged = {**file_values, **values}
+    spans = merged.get("spans") or {}
+    for spec in merged.get("passes") or ():
+        named = getattr(spec.options, "span", None)
+        if isinstance(named, str) and named not in spans:
+            yield f"{spec.name}: span: `spans` names no {named!r}{_choices(named, spans)}"
     inductor = merged.get("inductor", "default")
     if merged.get("lowering") == "eager" and inductor not in ("default", {}):
         yield "inductor: has no effect with `lowering: eager`; leave one out"

@@ -21,12 +21,12 @@ from pydantic import (
 
 from tokenpass import option_values
 from tokenpass.errors import InternalError
-from tokenpass.option_values import LayerRanges
+from tokenpass.option_values import LayerRanges, Spans
 
 VERSION = 1
 
 # Named in the documentation as coming; giving one is an error, never ignored.
-NOT_AVAILABLE = ("calibration", "pack_memory", "spans")
+NOT_AVAILABLE = ("calibration", "pack_memory")
 OBJECTIVES_NOT_AVAILABLE = ("memory", "energy")
 
 # What stands in a file alone: `version`, and what pins a plan.
@@ -72,7 +72,12 @@ class TokenOptions(PassOptions):
     """Options of the passes that shorten the token stream."""
 
     keep_ratio: KeepRatio = Field(
-        default="auto", description='"auto" or the share of tokens kept, above 0 and below 1'
+        default="auto",
+        description='"auto" or the share of tokens (of the span) kept, above 0 and below 1',
+    )
+    span: Annotated[Spans | str | None, PlainValidator(option_values.span_or_name)] = Field(
+        default=None,
+        description="a name from `spans`, or positions [start, stop], the stop not included",
     )
 
 
@@ -124,6 +129,9 @@ class EditSpec(BaseModel):
         description="a number, or arithmetic over `tokens` with + - * / //, floor, ceiling, "
         "Min, Max and Mod"
     )
+    span: Annotated[Spans, PlainValidator(option_values.span)] = Field(
+        default=(), description="positions [start, stop], the stop not included, or a list of them"
+    )
 
 
 @dataclass(frozen=True)
@@ -166,6 +174,10 @@ class Config(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63, description="a whole number from 0")
     passes: tuple[PassSpec, ...] | None = Field(
         default=None, description="a list of passes, each a name or {name: {option: value}}"
+    )
+    spans: Annotated[dict[str, Spans] | None, PlainValidator(option_values.named_spans)] = Field(
+        default=None,
+        description="{name: [start, stop]}, token positions with the stop not included",
     )
     device_profile: Annotated[str | None, BeforeValidator(_path_text)] = Field(
         default=None,

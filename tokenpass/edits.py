@@ -50,6 +50,10 @@ REJECTION_CODES: dict[str, tuple[str, str]] = {
         "a pinned level keeps more tokens than there are, or fewer than can stay",
         "choose a level in the range that the message names",
     ),
+    "span_outside": (
+        "the span ends behind the stream's last token",
+        "a span inside the prompt, or `include` for the modules that it belongs to",
+    ),
     "too_few_tokens": (
         "fewer tokens come to it than counts that price it need",
         "nothing: it stays dense, the others need not",
@@ -104,13 +108,15 @@ class Edit:
 
     `level` is an integer expression of `tokens`, the stream's full length, for the token passes
     (tokens kept, e.g. `"192"` or `"16*floor(3*tokens/64)"`); other passes give it their own
-    meaning.
+    meaning. `span`: the positions (start, stop) of the full sequence that may lose tokens; all may
+    where there are none.
     """
 
     pass_name: str
     site: str
     policy: str
     level: str
+    span: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

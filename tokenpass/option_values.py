@@ -9,11 +9,13 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 LayerRanges = tuple[tuple[int, int], ...]
+Spans = tuple[tuple[int, int], ...]
+"""Tokens from each start to before each stop, counted from 0; they rise and do not touch."""
 
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 _LAYERS = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
@@ -112,6 +114,56 @@ def _layer(item: Any) -> int:
     if item < 0:
         raise ValueError("layers count from 0")
     return item
+
+
+def span(value: Any) -> Spans:
+    """Token positions `[start, stop]`, the stop not included, or a list of such pairs.
+
+    Sorted, overlaps joined.
+    """
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("")
+    pairs = value if isinstance(value[0], list | tuple) else [value]
+    return joined_spans(map(_span, pairs))
+
+
+def joined_spans(pairs: Iterable[tuple[int, int]]) -> Spans:
+    """Spans sorted, those that touch or overlap joined."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(pairs):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((start, stop))
+    return tuple(joined)
+
+
+def _span(pair: Any) -> tuple[int, int]:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise ValueError("")
+    start, stop = pair
+    if any(isinstance(at, bool) or not isinstance(at, int) for at in pair):
+        raise ValueError("")
+    if start < 0:
+        raise ValueError("positions count from 0, from the first token of the prompt")
+    if stop <= start:
+        raise ValueError(f"[{start}, {stop}] holds no token: the stop is not included")
+    return start, stop
+
+
+def named_spans(value: Any) -> dict[str, Spans]:
+    """Spans by name."""
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError("")
+    found = {}
+    for name, pairs in value.items():
+        found[word(name)] = span(pairs)
+    return found
+
+
+def span_or_name(value: Any) -> Spans | str:
+    """A span, or the name of one."""
+    return word(value) if isinstance(value, str) else span(value)
 
 
 def patterns(value: Any) -> tuple[str, ...]:

@@ -134,7 +134,9 @@ def edit_text(edit: Edit) -> str:
     """One edit on one line."""
     if not edit.policy.isidentifier():  # an exact edit names the positions that are read
         return f"{edit.pass_name} at {edit.site} keeps {edit.level} (position {edit.policy})"
-    return f"{edit.pass_name}/{edit.policy} at {edit.site} keeps {edit.level}"
+    span = ", ".join(f"{start} to {stop - 1}" for start, stop in edit.span)
+    among = f" (from positions {span})" if span else ""
+    return f"{edit.pass_name}/{edit.policy} at {edit.site} keeps {edit.level}{among}"
 
 
 HEAD = ("layer", "module", "tokens in", "tokens out", "dense", "planned", "share")

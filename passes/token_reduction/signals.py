@@ -18,6 +18,8 @@ from tokenpass.graph.call import is_one
 from tokenpass.graph.causality import HIDDEN
 from tokenpass.graph.demand_lattice import Position
 from tokenpass.graph.sites import Site, Stream
+from tokenpass.passes.base import Candidate
+from tokenpass.passes.token_reduction.span import covered, outside, read_inside
 from tokenpass.ranks import heads_of_all_ranks
 from tokenpass.rewrite.gather import open_factors
 from tokenpass.rewrite.read_cut import place_among
@@ -39,11 +41,20 @@ class SiteSignals:
     """The stream at a site while the graph is replayed; `parent` is how short it is already."""
 
     replay: Replay
-    site: Site
-    stream: Stream
+    candidate: Candidate
     parent: Reduction | None
     count: Any
     seed: int
+
+    @property
+    def site(self) -> Site:
+        """Where it is."""
+        return self.candidate.site
+
+    @property
+    def stream(self) -> Stream:
+        """Whose tokens they are."""
+        return self.candidate.stream
 
     @property
     def device(self) -> torch.device:
@@ -57,12 +68,25 @@ class SiteSignals:
             return self.parent.count
         return self.replay.size(self.stream.axis.size)
 
-    def check_level(self, fewest: int, owner: int) -> None:
-        """Refuse a count of tokens above those that come in, or below `fewest` and the protected.
+    @property
+    def inside(self) -> Any:
+        """Tokens coming in that may leave: those of the span, if there is one."""
+        span = self.candidate.span
+        if not span:
+            return self.tokens
+        return self.tokens - self.replay.size(self.stream.axis.size) + covered(span)
+
+    def fewest(self, leaving: Any) -> Any:
+        """Tokens that stay if so many leave, apart from those that the outputs read."""
+        read = read_inside(self.stream, self.candidate.span)
+        return self.tokens - torch.sym_max(0, leaving - read)
+
+    def check_level(self, leaving: Any, owner: int) -> None:
+        """Refuse a count above the tokens that come in, or one for which more must be `leaving`.
 
         Judged at the example call's sizes, so that no guard is added.
         """
-        least = fewest + len(self.stream.protected.positions)
+        least = hinted(self.fewest(leaving))
         count, tokens = hinted(self.count), hinted(self.tokens)
         if not max(least, 1) <= count <= tokens:
             because = f"level {count} is not between {max(least, 1)} and the {tokens} tokens there"
@@ -176,14 +200,16 @@ class SiteSignals:
         if self.parent is not None and self.parent.protected is not None:
             return self.parent.protected
         positions = sorted(self.stream.protected.positions, key=str)
-        return self.places(positions, self.parent) if positions else None
+        index = self.full_positions(positions) if positions else None
+        if self.candidate.span:
+            full = self.replay.size(self.stream.axis.size)
+            rest = outside(self.candidate.span, full, self.device)
+            index = rest if index is None else torch.cat([rest.expand(len(index), -1), index], 1)
+        return None if index is None else places_among(index, self.parent)
 
     def places(self, positions: list[Position], cut: Reduction | None) -> torch.Tensor:
         """Places of full-length positions among the tokens that a cut left."""
-        index = self.full_positions(positions)
-        for step in cut.steps_from(None) if cut is not None else []:
-            index = place_among(step, index)
-        return index
+        return places_among(self.full_positions(positions), cut)
 
     def since(self, cut: Reduction | None) -> list[Reduction]:
         """What happened to the stream between a value of the last attention and the site."""
@@ -238,6 +264,13 @@ class SiteSignals:
     def width(self, label: Label) -> Any:
         """Entries of the last dimension."""
         return self.replay.shape(label[-1:])[0]
+
+
+def places_among(index: torch.Tensor, cut: Reduction | None) -> torch.Tensor:
+    """Places of full-length positions `[batch or 1, positions]` among the tokens of a cut."""
+    for step in cut.steps_from(None) if cut is not None else []:
+        index = place_among(step, index)
+    return index
 
 
 def sum_members(row: torch.Tensor, step: Reduction) -> torch.Tensor:

@@ -21,10 +21,10 @@ from tokenpass.ops.merge_assignment import Assignment, latest_member, merge_assi
 from tokenpass.passes.base import Candidate, Found, Level, LossyPass, PassContext
 from tokenpass.passes.token_reduction.matchers import MATCHERS
 from tokenpass.passes.token_reduction.signals import SiteSignals
+from tokenpass.passes.token_reduction.span import read_inside
 from tokenpass.passes.token_reduction.token_pass import token_candidates
 from tokenpass.rewrite.reduction import Reduction, Segment, owned_by, sums_in
 from tokenpass.rewrite.replay import Action, Replay
-from tokenpass.rewrite.rewriter import hinted
 
 
 class TokenMerge(LossyPass):
@@ -39,7 +39,10 @@ class TokenMerge(LossyPass):
     def candidates(self, view: View, context: PassContext) -> Found:
         matcher = find_matcher(context.policy or self.policies[0])
         found = token_candidates(view, context, self.name, self.role, matcher, self.lowest)
-        spared = [replace(c, spared=len(c.stream.protected.positions)) for c in found.candidates]
+        spared = [
+            replace(c, spared=read_inside(c.stream, c.span) + (len(c.span) + 1) // 2)
+            for c in found.candidates
+        ]
         return Found(tuple(spared), found.rejections)
 
     def action(self, candidate: Candidate, level: Level, owner: int, seed: int) -> Action:
@@ -49,15 +52,20 @@ class TokenMerge(LossyPass):
             at = find_axis(replay.label(node), candidate.stream.axis)
             parent = replay.label(node)[at[0]][at[1]].cut if at else None
             count = level(replay.size(candidate.stream.axis.size))
-            signals = SiteSignals(replay, candidate.site, candidate.stream, parent, count, seed)
+            signals = SiteSignals(replay, candidate, parent, count, seed)
             if isinstance(candidate.stream.axis.size, torch.SymInt):
-                # only sources that are not protected can leave, however short the stream is
-                least = torch.sym_min(signals.tokens, signals.tokens // 2 + candidate.spared)
+                # however short the stream is
+                least = signals.fewest(sources(signals))
                 signals = replace(signals, count=torch.sym_max(count, least))
             with owned_by(owner):
                 return merge_tokens(signals, matcher, value, owner)
 
         return Action(owner, act)
+
+
+def sources(signals: SiteSignals) -> Any:
+    """Tokens that can join others: every second one, in a span perhaps not the first."""
+    return (signals.inside + 1 - len(signals.candidate.span)) // 2
 
 
 def whole_sizes(parent: Reduction | None, merged: Assignment, count: Any) -> torch.Tensor:
@@ -77,7 +85,7 @@ def find_matcher(name: str) -> Any:
 def merge_tokens(signals: SiteSignals, matcher: Any, value: Any, owner: int) -> Reduction:
     """The reduction that merges the most similar pairs at a site."""
     parent, tokens, count = signals.parent, signals.tokens, signals.count
-    signals.check_level(hinted(tokens) // 2, owner)  # every second token may join another
+    signals.check_level(sources(signals), owner)
     padding, protected = signals.padding, signals.protected_places()
     sizes = parent.sizes if parent is not None else None
     if sizes is None:

@@ -15,6 +15,7 @@ from tokenpass.graph.sites import Site, Stream
 from tokenpass.graph.view import View
 from tokenpass.passes.base import Candidate, Found, PassContext
 from tokenpass.passes.token_reduction.signals import looks_at_data
+from tokenpass.passes.token_reduction.span import read_inside, tokens_apart
 from tokenpass.tracing import fake_value, source_line
 
 
@@ -39,8 +40,21 @@ def token_candidates(
                 rejections.append(reason)
                 continue
             depth = layers.index(site.layer) / len(layers)
-            keep = max(1, len(stream.protected.positions))
-            found.append(Candidate(name, policy.__name__, site, stream, depth, lowest, keep))
+            apart = tokens_apart(stream, context.span)
+            keep = apart + max(1, read_inside(stream, context.span))
+            found.append(
+                Candidate(
+                    name,
+                    policy.__name__,
+                    site,
+                    stream,
+                    depth,
+                    lowest,
+                    keep,
+                    span=context.span,
+                    apart=apart,
+                )
+            )
     return Found(tuple(found), tuple(rejections))
 
 
@@ -48,7 +62,7 @@ def unsound(
     view: View, stream: Stream, site: Site, policy: Callable[..., Any], context: PassContext
 ) -> Rejection | None:
     """Why tokens must not leave at a site; None if they may."""
-    checks = (written_later, caches_later, hidden_future, nothing_behind)
+    checks = (written_later, caches_later, hidden_future, nothing_behind, too_short)
     for check in checks:
         reason = check(view, stream, site, policy, context)
         if reason is not None:
@@ -132,3 +146,11 @@ def nothing_behind(
     if site.layer == last.layer and stream.protected.extent <= Extent.AT:
         return "nothing_behind", "only positions that the outputs read are left behind it", ""
     return None
+
+
+def too_short(view: View, stream: Stream, site: Site, policy: Any, context: PassContext) -> Reason:
+    """The span must lie among the stream's tokens; a guard keeps a dynamic length that long."""
+    if not context.span or stream.axis.size >= context.span[-1][1]:
+        return None
+    because = f"the span {list(context.span[-1])} ends behind the {stream.axis.size} tokens there"
+    return "span_outside", because, "give a span inside the prompt"

@@ -65,7 +65,7 @@ class TokenPrune(LossyPass):
             at = find_axis(replay.label(node), candidate.stream.axis)
             parent = replay.label(node)[at[0]][at[1]].cut if at else None
             count = level(replay.size(candidate.stream.axis.size))
-            signals = SiteSignals(replay, candidate.site, candidate.stream, parent, count, seed)
+            signals = SiteSignals(replay, candidate, parent, count, seed)
             with owned_by(owner):
                 return prune_tokens(signals, scorer, value, owner)
 
@@ -79,7 +79,7 @@ def find_scorer(name: str) -> Any:
 
 def prune_tokens(signals: SiteSignals, scorer: Any, value: Any, owner: int) -> Reduction:
     """The reduction that keeps the best tokens at a site."""
-    signals.check_level(0, owner)
+    signals.check_level(signals.inside, owner)
     parent, padding = signals.parent, signals.padding
     score = signals.read(scorer)
     index = keep_best(score, signals.count, signals.protected(), padding)

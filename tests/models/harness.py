@@ -59,7 +59,9 @@ class Graph:
 def pinned(edits: Sequence[Edit], mark: str, **options: Any) -> Config:
     """A config that pins edits of the graph with this fingerprint."""
     lines = [
-        {"pass": e.pass_name, "site": e.site, "policy": e.policy, "level": e.level} for e in edits
+        {"pass": e.pass_name, "site": e.site, "policy": e.policy, "level": e.level}
+        | ({"span": e.span} if e.span else {})
+        for e in edits
     ]
     plan = {"version": 1, "edits": lines, "fingerprint": mark}
     seed = options.pop("seed", None)

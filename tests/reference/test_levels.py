@@ -74,4 +74,4 @@ def test_levels_of_plans_agree_with_the_rewriter(count: int, full: int, now: int
     share = sympy.Rational(count, full)
     level = sympy.Max(sympy.floor(TOKENS * share.p / share.q), low + 1)
     assert level_count(str(level), now) == evaluator(level)(now)
-    assert level_count(str(level_expression(count, full, low)), now) == count
+    assert level_count(str(level_expression(count, full, low, False)), now) == count

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from tokenpass.config import Config, PassSpec
 from tokenpass.edits import Edit, Rejection
+from tokenpass.errors import OptionError
 from tokenpass.graph.layers import layer_prefixes
 from tokenpass.graph.view import View
+from tokenpass.option_values import Spans, joined_spans
 from tokenpass.options import all_passes
 from tokenpass.passes.base import Candidate, ExactPass, LossyPass, PassContext
 from tokenpass.plan.choice import Choice
@@ -41,7 +43,9 @@ def find_edits(view: View, config: Config) -> Found:
     rejections = list(view.rejections)
     taken: set[int] = set()
     for item, spec in named:
-        context = PassContext(spec.policy, config.seed, config.shorter_cache)
+        span = span_of(spec, config)
+        require_inside(view, spec, span)
+        context = PassContext(spec.policy, config.seed, config.shorter_cache, span)
         found = item.candidates(view, context)
         rejections += found.rejections
         inside = [c for c in found.candidates if spec.covers(c.site.layer, c.site.name)]
@@ -58,6 +62,7 @@ def find_edits(view: View, config: Config) -> Found:
     exact, edits, refused = exact_edits(view, len(candidates))
     order = {node: at for at, node in enumerate(view.module.graph.nodes)}
     candidates.sort(key=lambda pair: order[pair[0].site.node])
+    require_one_span([candidate for candidate, _ in candidates])
     return Found(
         tuple(c for c, _ in candidates),
         tuple(f for _, f in candidates),
@@ -65,6 +70,43 @@ def find_edits(view: View, config: Config) -> Found:
         edits,
         (*rejections, *refused, *view_summary(view)),
     )
+
+
+def span_of(spec: PassSpec, config: Config) -> Spans:
+    """The positions where a pass may take tokens: its own span, else all that the options name."""
+    own, named = getattr(spec.options, "span", None), config.spans or {}
+    if isinstance(own, str):
+        return named[own]
+    return own or joined_spans(pair for pairs in named.values() for pair in pairs)
+
+
+def require_inside(view: View, spec: PassSpec, span: Spans) -> None:
+    """Raise `OptionError` where no stream that a pass is limited to reaches the end of its span."""
+    streams = [s for s in view.streams if any(spec.covers(t.layer, t.name) for t in s.sites)]
+    if not span or not streams or any(s.axis.size >= span[-1][1] for s in streams):
+        return
+    longest = max(int(hinted(s.axis.size)) for s in streams)
+    raise OptionError(
+        f"{spec.name}: the span {list(span[-1])} ends outside the prompt, which has {longest} "
+        "tokens; positions count from 0 and the stop is not included (where the prompt is in "
+        "another graph, name its modules with `include`)"
+    )
+
+
+def require_one_span(candidates: Sequence[Candidate]) -> None:
+    """Raise `OptionError` where passes would act on one stream with different spans.
+
+    What one takes away, the other could not count.
+    """
+    for stream in dict.fromkeys(candidate.stream for candidate in candidates):
+        spans = {c.span: c.pass_name for c in candidates if c.stream is stream}
+        if len(spans) > 1:
+            first, second = list(spans.items())[:2]
+            raise OptionError(
+                f"span: {first[1]} and {second[1]} act on the same tokens with different spans, "
+                f"{list(first[0]) or 'all tokens'} and {list(second[0]) or 'all tokens'}; give "
+                "both the same one"
+            )
 
 
 def thinned(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -123,6 +165,7 @@ def choices_of(found: Found, view: View) -> tuple[Choice, ...]:
             weights[c.pass_name].get(c.policy, 1.0),
             fixed,
             c.spared,
+            c.apart,
         )
         for c, fixed in zip(found.candidates, found.fixed, strict=True)
     )

@@ -82,7 +82,8 @@ def pinned_level(config: Config, edit: Edit) -> Level:
 
 def pinned_candidate(view: View, config: Config, edit: Edit, item: LossyPass) -> Candidate:
     """The candidate that a pinned edit names; raises `PlanMismatchError` with the nearest site."""
-    found = item.candidates(view, PassContext(edit.policy, config.seed, config.shorter_cache))
+    context = PassContext(edit.policy, config.seed, config.shorter_cache, edit.span)
+    found = item.candidates(view, context)
     for candidate in found.candidates:
         if candidate.site.name == edit.site:
             return candidate

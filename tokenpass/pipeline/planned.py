@@ -93,7 +93,9 @@ def carried_out(
     return replace(unedited, plan=plan, rewritten=made, edited=edited)
 
 
-def declined(exact: Planned) -> Planned:
-    """The exact plan, saying that nothing lossy would have paid."""
+def declined(exact: Planned, budget: float | None) -> Planned:
+    """The exact plan, saying that nothing lossy would have paid, unless it meets the budget."""
+    if budget is not None and exact.plan.share <= budget:
+        return exact
     note = "no lossy plan is predicted to pay on this device: what edits cost outweighs their gain"
     return replace(exact, plan=replace(exact.plan, notes=(*exact.plan.notes, note)))

@@ -85,7 +85,7 @@ class Planner:
         try:
             if not (limited and self.found.candidates):
                 return self.exact_only()
-            return self.lossy() or declined(self.exact_only())
+            return self.lossy() or declined(self.exact_only(), self.config.budget)
         except ReplayRefused as refused:
             return self.without(refused).plan()
 
@@ -188,11 +188,13 @@ class Planner:
         expressions = [
             None
             if count is None
-            else level_expression(count, candidate.stream.axis.size, candidate.never_below)
+            else level_expression(
+                count, candidate.stream.axis.size, candidate.never_below, bool(candidate.span)
+            )
             for candidate, count in zip(self.found.candidates, used, strict=True)
         ]
         edits = tuple(
-            Edit(c.pass_name, c.site.name, c.policy, str(expression))
+            Edit(c.pass_name, c.site.name, c.policy, str(expression), c.span)
             for c, expression in zip(self.found.candidates, expressions, strict=True)
             if expression is not None
         )

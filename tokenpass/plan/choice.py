@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ class Choice:
     share of its attention layers before the site; `lowest`: least share of the incoming tokens
     that may stay; `never_below`: tokens that stay at any level; `spared`: tokens that stay beside
     the lowest share; `weight`: prior error of the policy; `fixed`: a share of the incoming tokens
-    that the user asked for.
+    that the user asked for. `apart`: incoming tokens that never leave and that no share counts.
     """
 
     pass_name: str
@@ -29,10 +30,15 @@ class Choice:
     weight: float
     fixed: float | None = None
     spared: int = 0
+    apart: int = 0
+
+    def kept(self, incoming: int, share: float) -> float:
+        """How many stay if a share does of the incoming tokens that may leave."""
+        return self.apart + (incoming - self.apart) * share
 
     def least(self, incoming: int) -> int:
         """The fewest tokens that may stay of those that come in."""
-        share = -int(-incoming * self.lowest // 1)
+        share = math.ceil(self.kept(incoming, self.lowest))
         return min(incoming, max(self.never_below, share + self.spared))
 
 

@@ -14,10 +14,15 @@ from tokenpass.graph.axis import Size
 TOKENS = sympy.Symbol("tokens", integer=True, positive=True)
 
 
-def level_expression(count: int, size: Size, never_below: int) -> sympy.Expr:
-    """A count as an expression of the stream's length: constant only where that is constant."""
+def level_expression(count: int, size: Size, never_below: int, spanned: bool) -> sympy.Expr:
+    """A count as an expression of the stream's length: constant only where that is constant.
+
+    A span has the same tokens at every length, and loses as many.
+    """
     if isinstance(size, int):
         return sympy.Integer(count)
+    if spanned:
+        return TOKENS - (int(size.node.hint) - count)
     share = sympy.Rational(count, int(size.node.hint))
     least = never_below + 1
     return sympy.Max(sympy.floor(TOKENS * share.p / share.q), least)

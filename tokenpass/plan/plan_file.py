@@ -50,7 +50,9 @@ def pinned_plan(config: Config) -> Plan | None:
     """
     if config.edits is None:
         return None
-    edits = (Edit(edit.pass_name, edit.site, edit.policy, edit.level) for edit in config.edits)
+    edits = (
+        Edit(edit.pass_name, edit.site, edit.policy, edit.level, edit.span) for edit in config.edits
+    )
     share = config.predicted_share
     return Plan(
         fingerprint=config.fingerprint or "",
@@ -69,7 +71,14 @@ def _is_finite(value: object) -> bool:
 
 
 def _line(edit: Edit) -> str:
-    data = {"pass": edit.pass_name, "site": edit.site, "policy": edit.policy, "level": edit.level}
+    data: dict[str, object] = {
+        "pass": edit.pass_name,
+        "site": edit.site,
+        "policy": edit.policy,
+        "level": edit.level,
+    }
+    if edit.span:
+        data["span"] = [list(pair) for pair in edit.span]
     return write_yaml(data, on_one_line=True).strip()
 
 

@@ -90,7 +90,7 @@ def levels_for(
         before = incoming.get(choice.stream, choice.tokens)
         after = before
         if choice.fixed is not None:
-            after = max(choice.least(before), int(before * choice.fixed))
+            after = max(choice.least(before), int(choice.kept(before, choice.fixed)))
         elif at in stages:
             wanted = friendly(keep(choice, before, stages.index(at)), choice.tokens)
             after = min(before, max(choice.least(before), wanted))
@@ -137,9 +137,9 @@ def apply(choices: Sequence[Choice], schedule: Schedule, strength: float) -> Lev
     def keep(choice: Choice, incoming: int, stage: int) -> float:
         if schedule.even_drop:
             count = len(schedule.stages)
-            floor = choice.tokens * choice.lowest ** min(count, 3)
+            floor = choice.kept(choice.tokens, choice.lowest ** min(count, 3))
             return choice.tokens - (choice.tokens - floor) * strength * (stage + 1) / count
-        return incoming * (1 - (1 - choice.lowest) * strength)
+        return choice.kept(incoming, 1 - (1 - choice.lowest) * strength)
 
     return levels_for(choices, schedule.stages, keep)
 

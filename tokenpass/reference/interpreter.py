@@ -177,7 +177,7 @@ class Reference(Interpreter):
         """Pairs join: every member gets the mean of its group, weighted by what each stands for."""
         groups, stream = self.groups[site.stream], self.facts.streams[site.stream]
         seats, sizes = groups.seats(), groups.sizes()
-        protected = self.protected(site)
+        protected = self.protected(site, edit)
         matcher = next(m for m in MATCHERS if m.__name__ == edit.policy)
         free = sizes.float().masked_fill(protected, 0.0)  # what has size 0 is left alone
         score, partner = matcher(self.keys(site), free, None)
@@ -222,7 +222,7 @@ class Reference(Interpreter):
         }
         score = scorer(**{name: signals[name]() for name in inspect.signature(scorer).parameters})
         score = score.expand(groups.samples, -1)
-        kept = seats.gather(1, keep_best(score, count, self.protected(site), padding))
+        kept = seats.gather(1, keep_best(score, count, self.protected(site, edit), padding))
         here = (groups.seat[:, :, None] == kept[:, None, :]).any(-1)
         groups.left.append((groups.present & ~here, value.clone()))
         groups.present &= here
@@ -308,10 +308,16 @@ class Reference(Interpreter):
             columns.append(column.remainder(tokens).expand(groups.samples, 1))
         return torch.cat(columns, 1)
 
-    def protected(self, site: SiteFacts) -> Tensor:
-        """`[batch, groups]`: groups that hold such a token."""
+    def protected(self, site: SiteFacts, edit: Edit) -> Tensor:
+        """`[batch, groups]`: groups that hold such a token, or one outside the edit's span."""
         groups = self.groups[site.stream]
-        held = groups.seat.gather(1, self.protected_positions(site))
+        positions = self.protected_positions(site)
+        if edit.span:
+            inside = {at for start, stop in edit.span for at in range(start, stop)}
+            outside = [at for at in range(groups.seat.shape[1]) if at not in inside]
+            rows = torch.tensor([outside], dtype=torch.long).expand(groups.samples, -1)
+            positions = torch.cat([positions, rows], 1)
+        held = groups.seat.gather(1, positions)
         return (groups.seats()[:, :, None] == held[:, None, :]).any(-1)
 
     def ahead(self, node: Node) -> Any:
