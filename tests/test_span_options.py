@@ -25,9 +25,10 @@ from tokenpass.errors import ConfigError
 )
 def test_spans(given: Any, found: Any) -> None:
     assert config(spans={"image": given}).spans == {"image": found}
-    (spec,) = config(passes=[{"token_merge": {"span": given}}]).passes or ()
-    assert isinstance(spec.options, TokenOptions)
-    assert spec.options.span == found
+    passes = config(passes=[{"token_merge": {"span": given}}]).passes
+    assert passes is not None
+    assert isinstance(passes[0].options, TokenOptions)
+    assert passes[0].options.span == found
     edits = config(config=pinned(span=given)).edits
     assert edits is not None
     assert edits[0].span == found
