@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tokenpass.plan.choice import Choice
 
 
@@ -29,3 +31,9 @@ def test_shares_count_the_tokens_of_a_span_alone() -> None:
     assert spanned.least(256) == 206
     assert choice(0.5, spared=1, apart=200).least(230) == 216
     assert spanned.least(200) == 200
+
+
+def test_of_a_dynamic_length_one_token_alone_does_not_leave() -> None:
+    one = replace(choice(0.5), dynamic=True)
+    assert [one.settled(20, wanted) for wanted in (25, 20, 19, 18, 4)] == [20, 20, 20, 18, 10]
+    assert choice(0.5).settled(20, 19) == 19

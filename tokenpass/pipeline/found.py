@@ -166,6 +166,7 @@ def choices_of(found: Found, view: View) -> tuple[Choice, ...]:
             fixed,
             c.spared,
             c.apart,
+            not isinstance(c.stream.axis.size, int),
         )
         for c, fixed in zip(found.candidates, found.fixed, strict=True)
     )

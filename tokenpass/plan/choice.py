@@ -17,6 +17,8 @@ class Choice:
     that may stay; `never_below`: tokens that stay at any level; `spared`: tokens that stay beside
     the lowest share; `weight`: prior error of the policy; `fixed`: a share of the incoming tokens
     that the user asked for. `apart`: incoming tokens that never leave and that no share counts.
+    `dynamic`: the length is; a single token that leaves would then be compiled as a constant, and
+    lengths at which two do compile anew.
     """
 
     pass_name: str
@@ -31,6 +33,7 @@ class Choice:
     fixed: float | None = None
     spared: int = 0
     apart: int = 0
+    dynamic: bool = False
 
     def kept(self, incoming: int, share: float) -> float:
         """How many stay if a share does of the incoming tokens that may leave."""
@@ -40,6 +43,11 @@ class Choice:
         """The fewest tokens that may stay of those that come in."""
         share = math.ceil(self.kept(incoming, self.lowest))
         return min(incoming, max(self.never_below, share + self.spared))
+
+    def settled(self, incoming: int, wanted: int) -> int:
+        """How many of the incoming tokens stay if so many are wanted."""
+        stay = min(incoming, max(self.least(incoming), wanted))
+        return incoming if self.dynamic and incoming - stay == 1 else stay
 
 
 def incoming_counts(choices: Sequence[Choice], levels: Sequence[int]) -> list[int]:

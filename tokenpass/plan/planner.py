@@ -90,10 +90,10 @@ def levels_for(
         before = incoming.get(choice.stream, choice.tokens)
         after = before
         if choice.fixed is not None:
-            after = max(choice.least(before), int(choice.kept(before, choice.fixed)))
+            after = choice.settled(before, int(choice.kept(before, choice.fixed)))
         elif at in stages:
             wanted = friendly(keep(choice, before, stages.index(at)), choice.tokens)
-            after = min(before, max(choice.least(before), wanted))
+            after = choice.settled(before, wanted)
         incoming[choice.stream] = after
         levels.append(after)
     return tuple(levels)
@@ -183,7 +183,7 @@ def use_up(choices: Sequence[Choice], cost: Cost, goal: float, levels: Levels) -
         for at in range(start, len(levels)):
             same = levels[at] == levels[start] and choices[at].stream == stream
             if same and choices[at].fixed is None:
-                raised[at] = min(before, levels[at] + step)
+                raised[at] = choices[start].settled(before, levels[at] + step)
         if raised[start] < before and cost(raised) <= goal:
             levels = tuple(raised)
     return levels
