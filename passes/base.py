@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from torch.fx import GraphModule, Node
+
 from tokenpass.edits import Rejection
 from tokenpass.graph.axis import Size
 from tokenpass.graph.sites import Site, Stream
 from tokenpass.graph.view import View
 from tokenpass.option_values import Spans
 from tokenpass.rewrite.read_cut import ReadCut
+from tokenpass.rewrite.replacing import Replacement
 from tokenpass.rewrite.replay import Action
 
 Level = Callable[[Size], Size]
@@ -84,10 +87,35 @@ class LossyPass(ABC):
 
 
 class ExactPass(ABC):
-    """A pass that loses nothing and is always on."""
+    """A pass that loses nothing, is always on, and cuts tokens that nobody reads."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def read_cuts(self, view: View, first_owner: int) -> tuple[tuple[ReadCut, ...], Found]:
         """Exact cuts of the graph, one for each stream that allows one."""
+
+
+@dataclass(frozen=True, eq=False)
+class RegionContext:
+    """A graph whose regions may be computed otherwise.
+
+    `static`: the placeholders that are parameters or buffers; `written`: values that share memory
+    with one that is written to, with the writer.
+    """
+
+    module: GraphModule
+    static: frozenset[Node]
+    written: Mapping[Node, Node]
+
+
+class RegionPass(ABC):
+    """A pass that loses nothing, is always on, and replaces regions by operators of ours."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def replacements(
+        self, context: RegionContext
+    ) -> tuple[tuple[Replacement, ...], tuple[Rejection, ...]]:
+        """What could be computed otherwise, and why other places were left alone."""

@@ -1,0 +1,1 @@
+"""Activation sparsity: weights that zeros multiply are not read."""

@@ -1,0 +1,264 @@
+"""natural_zeros: weights that meet an activation's own zeros are not read.
+
+    before   y[rows, n] = relu(z)[rows, k] @ W^T              all of W
+    after    y = sum over k with relu(z)_k != 0 of relu(z)_k W^T[k]
+
+    gated    y = (relu(g) * (x @ U^T)) @ W^T                  rows of U and of W^T where relu(g) != 0
+
+Exact: what is left out is a finite number times zero. (An infinity or NaN among weights that are
+not read is not seen.) For few rows alone: the union of their lists is soon everything.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import Node
+
+from tokenpass.edits import Rejection
+from tokenpass.graph.pointwise_reader import NotPointwise, PointwiseReader
+from tokenpass.graph.zeros import Part, ZeroRegion, columns_of, zero_regions
+from tokenpass.ops.pointwise import Expression, Input
+from tokenpass.passes.base import RegionContext, RegionPass
+from tokenpass.rewrite.replacing import Calls, Replacement
+from tokenpass.rewrite.rewriter import hinted
+from tokenpass.tracing import fake_value, module_path, source_line
+
+aten = torch.ops.aten
+
+PRIOR_DENSITY = 0.5
+"""Share of entries that are not zero where nothing is known: a symmetric value before a relu.
+
+Trained models have far fewer; the planner must not count on it.
+"""
+
+MOST_DENSITY = 0.9
+"""Above this share of rows read, a dense product is as fast."""
+
+MOST_ROWS = 8
+"""Rows that the kernels are written for."""
+
+MOST_FOLLOWING = 4
+"""Pointwise operators behind the projection that its kernel computes too."""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class NaturalZeros(RegionPass):
+    """The projections behind relu and its kin, gated or not."""
+
+    name: ClassVar[str] = "natural_zeros"
+
+    def replacements(
+        self, context: RegionContext
+    ) -> tuple[tuple[Replacement, ...], tuple[Rejection, ...]]:
+        found: list[Replacement] = []
+        refused: list[Rejection] = []
+        for region in zero_regions(context.module.graph, context.static):
+            reason = unsound(region, context)
+            if reason is None:
+                found.append(replacement(region))
+                continue
+            code, because, hint = reason
+            where = module_path(region.down) or region.down.name
+            refused.append(Rejection(code, where, because, hint, source_line(region.down)))
+        return tuple(found), tuple(refused)
+
+
+def unsound(region: ZeroRegion, context: RegionContext) -> tuple[str, str, str] | None:
+    """Why a region keeps its dense product; None if it need not."""
+    weight = fake_value(region.weight)
+    if weight.dtype not in DTYPES or fake_value(region.down).dtype != weight.dtype:
+        return "region_dtype", f"the weight is {weight.dtype}", "float32, bfloat16 or float16"
+    touched = {region.down, *region.nodes, *region.inputs, region.weight}
+    for node in touched:
+        if node in context.written:
+            line = source_line(context.written[node]) or context.written[node].name
+            return "mutated_alias", f"{node.name} is written to in place by {line}", ""
+    if not fits(region.rows):
+        because = f"{hinted(region.rows)} rows leave hardly an entry that is zero in all of them"
+        return "too_many_rows", because, "nothing: a dense product is as fast"
+    return None
+
+
+def density(rows: int) -> float:
+    """Expected share of entries that are not zero in every one of some rows."""
+    return 1 - (1 - PRIOR_DENSITY) ** rows
+
+
+def fits(rows: Any) -> bool:
+    """Whether so few rows gain; a dynamic number is held there by a guard."""
+    most = max(n for n in range(1, MOST_ROWS + 1) if density(n) <= MOST_DENSITY)
+    return bool(rows <= most)
+
+
+def replacement(region: ZeroRegion) -> Replacement:
+    """The region's projection, and the pointwise operators that follow it, by our operators."""
+    tail = following(region)
+    make = neurons if region.up is not None else entries
+    weight = fake_value(region.weight)
+    return Replacement(
+        tail.end,
+        f"{module_path(region.down) or region.down.name}:projection",
+        "glu_neuron" if region.up is not None else "sparse_input_gemv",
+        str(region.entries),
+        lambda calls: shaped(calls, make(calls, region, tail), tail.end),
+        weight.numel() * weight.element_size(),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Tail:
+    """What follows a projection: `end` is `expression` of it and `inputs`."""
+
+    end: Node
+    expression: Expression
+    inputs: tuple[Node, ...]
+
+
+def following(region: ZeroRegion) -> Tail:
+    """The longest run of pointwise operators that only the next one reads."""
+    down, outputs = region.down, fake_value(region.down).shape[-1]
+    kept = Tail(down, *read_tail(region, down, outputs))
+    end = down
+    for _ in range(MOST_FOLLOWING):
+        if len(end.users) != 1:
+            break
+        (end,) = end.users
+        if fake_value(end) is None or not isinstance(fake_value(end), torch.Tensor):
+            break
+        if fake_value(end).dtype != fake_value(down).dtype:
+            break
+        try:
+            kept = Tail(end, *read_tail(region, end, outputs))
+        except NotPointwise:
+            break
+    return kept
+
+
+def read_tail(region: ZeroRegion, end: Node, outputs: int) -> tuple[Expression, tuple[Node, ...]]:
+    """A value behind the projection as an expression of it; raises `NotPointwise` if it is none."""
+    reader = PointwiseReader(region.rows, outputs, computed=region.down, bias=region.bias)
+    expression = reader.read(end)
+    if region.down not in reader.passed:
+        raise NotPointwise
+    return expression, tuple(reader.inputs)
+
+
+def entries(calls: Calls, region: ZeroRegion, tail: Tail) -> Node:
+    """`[rows, n]`: the rows of W^T whose entries are not zero, weighted and summed."""
+    inputs = [matrix(calls, calls[node]) for node in region.inputs]
+    ops = torch.ops.tokenpass
+    found = calls.call(ops.mask_compact.default, inputs, str(region.expression), None)
+    index, kept, count = (calls.call(operator.getitem, found, at) for at in range(3))
+    weight, extras = calls[region.weight], tail_inputs(calls, tail)
+    share = density(int(hinted(region.rows)))
+    text = str(tail.expression)
+    return calls.call(
+        ops.sparse_input_gemv.default, index, kept, count, weight, extras, text, share
+    )
+
+
+def neurons(calls: Calls, region: ZeroRegion, tail: Tail) -> Node:
+    """`[rows, n]`: the same, and the rows of U that are needed alone."""
+    up, gate = region.up, region.gate
+    if up is None or gate is None:
+        raise NotPointwise
+    read = sorted(inputs_read(gate))
+    inputs = [gate_input(calls, region.inputs[at], up) for at in read]
+    x = matrix(calls, calls[up.projection.args[0]])  # type: ignore[index]
+    weight, bias = rows_of(calls, up)
+    share = density(int(hinted(region.rows)))
+    return calls.call(
+        torch.ops.tokenpass.glu_neuron.default,
+        x,
+        inputs,
+        str(renumbered(gate, {old: new for new, old in enumerate(read)})),
+        None,
+        weight,
+        bias,
+        calls[region.weight],
+        tail_inputs(calls, tail),
+        str(tail.expression),
+        share,
+    )
+
+
+def inputs_read(expression: Expression) -> set[int]:
+    """Indices of an expression's inputs."""
+    if isinstance(expression, Input):
+        return {expression.index}
+    found = (inputs_read(one) for one in getattr(expression, "arguments", ()))
+    return set().union(*found)
+
+
+def renumbered(expression: Expression, numbers: dict[int, int]) -> Expression:
+    """The expression with its inputs numbered anew."""
+    if isinstance(expression, Input):
+        return Input(numbers[expression.index])
+    arguments = getattr(expression, "arguments", None)
+    if arguments is None:
+        return expression
+    return type(expression)(
+        expression.function,  # type: ignore[union-attr]
+        tuple(renumbered(one, numbers) for one in arguments),
+    )
+
+
+def gate_input(calls: Calls, node: Node, up: Part) -> Node:
+    """A value that the gate reads; of the projection that gives `up` too, its own columns alone."""
+    part = columns_of(node)
+    if part is None or part.projection is not up.projection:
+        return matrix(calls, calls[node])
+    weight, bias = rows_of(calls, part)
+    x = matrix(calls, calls[up.projection.args[0]])  # type: ignore[index]
+    return calls.call(aten.linear.default, x, weight, bias)
+
+
+def rows_of(calls: Calls, part: Part) -> tuple[Node, Node | None]:
+    """The weight and bias of some columns of a projection: slices, nothing is copied."""
+    _, weight, *rest = part.projection.args
+    bias = rest[0] if rest and isinstance(rest[0], Node) else None
+    if not isinstance(weight, Node):
+        raise NotPointwise
+    whole = fake_value(weight).shape[0] == part.length
+    pieces = [
+        None
+        if one is None
+        else calls[one]
+        if whole
+        else calls.call(aten.slice.Tensor, calls[one], 0, part.start, part.start + part.length)
+        for one in (weight, bias)
+    ]
+    return pieces[0], pieces[1]  # type: ignore[return-value]
+
+
+def tail_inputs(calls: Calls, tail: Tail) -> list[Node]:
+    """What the operators behind the projection read, as matrices."""
+    return [matrix(calls, calls[node]) for node in tail.inputs]
+
+
+def matrix(calls: Calls, node: Node) -> Node:
+    """A value as `[rows, columns]`."""
+    shape = fake_value(node).shape
+    if len(shape) == 2:
+        return node
+    return calls.call(aten.reshape.default, node, [product_of(shape[:-1]), shape[-1] if shape else 1])
+
+
+def product_of(sizes: Any) -> Any:
+    """Their product."""
+    total: Any = 1
+    for size in sizes:
+        total = total * size
+    return total
+
+
+def shaped(calls: Calls, made: Node, like: Node) -> Node:
+    """A matrix in another value's shape."""
+    shape = list(fake_value(like).shape)
+    return made if len(shape) == 2 else calls.call(aten.reshape.default, made, shape)
+

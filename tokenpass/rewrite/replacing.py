@@ -1,0 +1,79 @@
+"""Values of a graph computed another way: calls of our operators in the place of others.
+
+    h = relu(linear(x, w)); y = linear(h, v)   ->   i, k, n = mask_compact([z], "relu(a0)")
+                                                    y = sparse_input_gemv(i, k, n, v)
+
+What was needed for the replaced value alone disappears. The given graph stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+
+from tokenpass.tracing import carry_over, fake_value, is_impure
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """A node whose value `make` computes otherwise, from nodes that stand before it.
+
+    `make` is given the means to add calls, and returns the node of the same shape and dtype.
+    `site`, `policy` and `level` name it in a plan; `packed_bytes` is what second copies of weights
+    take that its kernels keep.
+    """
+
+    node: Node
+    site: str
+    policy: str
+    level: str
+    make: Callable[[Calls], Node]
+    packed_bytes: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Calls:
+    """Adds calls before one node of a copied graph, with their fake values and its source line."""
+
+    graph: Graph
+    before: Node
+    owner: int
+    copied: dict[Node, Node]
+
+    def __getitem__(self, node: Node) -> Node:
+        """The copy of a node of the given graph."""
+        return self.copied[node]
+
+    def call(self, target: Any, *args: Any) -> Node:
+        """A call on nodes of the copied graph."""
+        with self.graph.inserting_before(self.before):
+            made = self.graph.call_function(target, args)
+        known = ("stack_trace", "nn_module_stack", "source_fn_stack")
+        made.meta = {key: self.before.meta[key] for key in known if key in self.before.meta}
+        made.meta["tokenpass_edit"] = self.owner
+        made.meta["val"] = target(*map_arg(args, fake_value))
+        return made
+
+
+def replaced(
+    module: GraphModule, replacements: Sequence[Replacement], first_owner: int
+) -> GraphModule:
+    """A copy of a graph with values replaced; each replacement's calls carry its number."""
+    graph = Graph()
+    copied: dict[Node, Node] = {}
+    output = graph.graph_copy(module.graph, copied)
+    (old_output,) = (node for node in module.graph.nodes if node.op == "output")
+    graph.output(output).meta = dict(old_output.meta)
+    for owner, replacement in enumerate(replacements, start=first_owner):
+        node = copied[replacement.node]
+        made = replacement.make(Calls(graph, node, owner, copied))
+        node.replace_all_uses_with(made)
+        copied[replacement.node] = made
+    graph.eliminate_dead_code(is_impure)
+    new = GraphModule(module, graph)
+    carry_over(module, new)
+    return new
