@@ -9,10 +9,26 @@ from __future__ import annotations
 
 import torch
 
-from tokenpass.ops import bipartite_match, merge_assignment
+from tokenpass.ops import (
+    bipartite_match,
+    glu_neuron,
+    mask_compact,
+    merge_assignment,
+    row_stats_relu,
+    sparse_input_gemv,
+    sparse_output_gemv,
+)
 from tokenpass.ops.operator import NAMESPACE, Operator
 
-OPERATORS: tuple[Operator, ...] = (bipartite_match.OPERATOR, merge_assignment.OPERATOR)
+OPERATORS: tuple[Operator, ...] = (
+    bipartite_match.OPERATOR,
+    merge_assignment.OPERATOR,
+    mask_compact.OPERATOR,
+    sparse_input_gemv.OPERATOR,
+    sparse_output_gemv.OPERATOR,
+    glu_neuron.OPERATOR,
+    row_stats_relu.OPERATOR,
+)
 
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 """Keeps the definitions alive: they end with this object."""
