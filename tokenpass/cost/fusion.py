@@ -234,7 +234,7 @@ def _group(
         flops=sympy.Add(*(item.cost.flops for item in items)),
         dims=anchor.cost.dims,
         elements=tuple(sorted(counted.items())),
-        bytes_read=_bytes_read(items, inside, bases),
+        bytes_read=_bytes_read(items, inside, bases) - sympy.Add(*(i.cost.unread for i in items)),
         bytes_written=sympy.Add(*(_bytes(value_of(node)) for node in written)),
         owner=items[0].owner,
         calls=anchor.cost.calls,

@@ -19,6 +19,7 @@ from tokenpass.ops.sparse_list import (
     example_inputs,
     listed,
     product,
+    share_of,
     text_calls,
 )
 from tokenpass.shapes import Float, Int
@@ -32,38 +33,52 @@ def sparse_input_gemv(
     index: Int[Tensor, " entries"],
     kept: Float[Tensor, "rows entries"],
     count: Int[Tensor, " 1"],
-    packed: Float[Tensor, "entries outputs"],
+    weight: Float[Tensor, "outputs entries"],
     inputs: list[Float[Tensor, "rows outputs"]],
     epilogue: str = "y",
+    density: float = 1.0,
 ) -> Float[Tensor, "rows outputs"]:
-    """epilogue(y), y = sum over j < count of kept[:, j] packed[index[j]], in packed's dtype.
+    """epilogue(y), y = sum over j < count of kept[:, j] weight[:, index[j]], in weight's dtype.
 
     Sums are float32 and in a fixed order. Entries that are not listed are never read, so infinities
     and NaN in their weights do not matter; those in listed ones meet kept values that are 0 as in
-    any product. Gradients are refused. Raises CallError where the list is out of range.
+    any product. `density`, the share of entries that is expected to be listed, changes no
+    result: the cost model reads it. Gradients are refused. Raises CallError where the list is out of range.
     """
     call = torch.ops.tokenpass.sparse_input_gemv.default
-    return call(index, kept, count, packed, inputs, epilogue)
+    return call(index, kept, count, weight, inputs, epilogue, density)
 
 
 def reference(
-    index: Tensor, kept: Tensor, count: Tensor, packed: Tensor, inputs: list[Tensor], epilogue: str
+    index: Tensor,
+    kept: Tensor,
+    count: Tensor,
+    weight: Tensor,
+    inputs: list[Tensor],
+    epilogue: str,
+    density: float = 1.0,
 ) -> Tensor:
     """`sparse_input_gemv` in plain torch."""
-    check(index, kept, count, packed, inputs, epilogue)
+    check(index, kept, count, weight, inputs, epilogue)
     places = listed(NAME, index, count)
-    y = kept[:, : places.shape[0]] @ packed.index_select(0, places).float()
-    return evaluated(epilogue, inputs, (kept.shape[0], packed.shape[1]), y).to(
-        packed.dtype, copy=True
+    y = kept[:, : places.shape[0]] @ weight.index_select(1, places).float().T
+    return evaluated(epilogue, inputs, (kept.shape[0], weight.shape[0]), y).to(
+        weight.dtype, copy=True
     )
 
 
 def check(
-    index: Tensor, kept: Tensor, count: Tensor, packed: Tensor, inputs: list[Tensor], epilogue: str
+    index: Tensor,
+    kept: Tensor,
+    count: Tensor,
+    weight: Tensor,
+    inputs: list[Tensor],
+    epilogue: str,
+    density: float = 1.0,
 ) -> None:
     """Raises ValueError where the arguments do not fit each other."""
-    check_matrix(NAME, "packed", packed, (None, None))
-    entries, outputs = packed.shape
+    check_matrix(NAME, "weight", weight, (None, None))
+    outputs, entries = weight.shape
     check_list(NAME, index, count, entries)
     check_matrix(NAME, "kept", kept, (None, entries))
     if kept.dtype != torch.float32:
@@ -72,37 +87,51 @@ def check(
 
 
 def fake(
-    index: Tensor, kept: Tensor, count: Tensor, packed: Tensor, inputs: list[Tensor], epilogue: str
+    index: Tensor,
+    kept: Tensor,
+    count: Tensor,
+    weight: Tensor,
+    inputs: list[Tensor],
+    epilogue: str,
+    density: float = 1.0,
 ) -> Tensor:
     """Shape and dtype of the output."""
-    check(index, kept, count, packed, inputs, epilogue)
-    return packed.new_empty((kept.shape[0], packed.shape[1]))
+    check(index, kept, count, weight, inputs, epilogue)
+    return weight.new_empty((kept.shape[0], weight.shape[0]))
 
 
 def cost(
-    index: Tensor, kept: Tensor, count: Tensor, packed: Tensor, inputs: list[Tensor], epilogue: str
+    index: Tensor,
+    kept: Tensor,
+    count: Tensor,
+    weight: Tensor,
+    inputs: list[Tensor],
+    epilogue: str,
+    density: float = 1.0,
 ) -> OpCost:
-    """A product with all entries listed: how many are is known on the device alone."""
-    rows, (entries, outputs) = kept.shape[0], packed.shape
+    """A product with the expected share of entries: how many are listed is known on the device."""
+    rows, (outputs, entries) = kept.shape[0], weight.shape
     elements = product(rows, outputs)
+    share = share_of(density)
     return OpCost(
         work="gemm",
-        flops=2 * product(rows, entries, outputs) + elements * flops(parse(epilogue)),
-        dims=(product(), product(rows), product(outputs), product(entries)),
+        flops=share * 2 * product(rows, entries, outputs) + elements * flops(parse(epilogue)),
+        dims=(product(), product(rows), product(outputs), share * product(entries)),
         calls=CALLS + text_calls(epilogue),
+        unread=(1 - share) * product(entries, outputs) * weight.element_size(),
     )
 
 
 def example(
     generator: torch.Generator, dtype: torch.dtype, *, rows: int, entries: int, outputs: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], str]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], str, float]:
     """Arguments of one call: any count that is possible, nonsense behind it."""
     text, *repeated = choose(generator, len(EPILOGUES), 4, 4)
     index, count = example_list(generator, entries)
     kept = torch.randn(rows, entries, generator=generator)
-    packed = torch.randn(entries, outputs, generator=generator).to(dtype)
+    weight = torch.randn(outputs, entries, generator=generator).to(dtype)
     inputs = example_inputs(generator, dtype, (repeated[0], repeated[1]), (rows, outputs))
-    return index, kept, count, packed, inputs, EPILOGUES[text]
+    return index, kept, count, weight, inputs, EPILOGUES[text], 1.0
 
 
 def example_list(generator: torch.Generator, entries: int) -> tuple[Tensor, Tensor]:
@@ -117,8 +146,8 @@ def example_list(generator: torch.Generator, entries: int) -> tuple[Tensor, Tens
 OPERATOR = Operator(
     name=NAME,
     schema=(
-        "(Tensor index, Tensor kept, Tensor count, Tensor packed, Tensor[] inputs, str epilogue)"
-        " -> Tensor"
+        "(Tensor index, Tensor kept, Tensor count, Tensor weight, Tensor[] inputs, str epilogue,"
+        " float density=1.0) -> Tensor"
     ),
     check=check,
     reference=reference,

@@ -137,6 +137,11 @@ def product(*sizes: int | torch.SymInt) -> sympy.Expr:
     return result
 
 
+def share_of(density: float) -> sympy.Expr:
+    """An expected share as an exact number."""
+    return sympy.Rational(density).limit_denominator(10**6)
+
+
 def example_inputs(
     generator: torch.Generator,
     dtype: torch.dtype,

@@ -11,7 +11,8 @@ FLOAT32 = (3,)
 
 
 def assert_correct(arguments, results):
-    x, inputs, text, threshold, up, bias, packed, extras, epilogue = arguments
+    x, inputs, text, threshold, up, bias, down_weight, extras, epilogue, _ = arguments
+    packed = down_weight.T
     result = results[0] if isinstance(results, tuple) else results
     assert result.dtype == packed.dtype and result.shape == (x.shape[0], packed.shape[1])
     places, kept = listed_values(inputs, text, threshold)
@@ -46,22 +47,25 @@ def exact_cases():
     )
     bias = torch.tensor([1.0, 1.0, 0.0, -1.0])
     start = (x, [gate], "a0", None, up)
-    yield (*start, None, packed, [], "y"), ([[19.0, -2.0, 5.0]],)
-    yield (*start, bias, packed, [], "y"), ([[14.0, 0.0, 2.0]],)
-    yield (x, [gate], "relu(a0)", None, up, None, packed, [], "y"), ([[19.0, 2.0, 9.0]],)
+    yield (*start, None, packed.T, [], "y", 1.0), ([[19.0, -2.0, 5.0]],)
+    yield (*start, bias, packed.T, [], "y", 1.0), ([[14.0, 0.0, 2.0]],)
+    yield (x, [gate], "relu(a0)", None, up, None, packed.T, [], "y", 1.0), ([[19.0, 2.0, 9.0]],)
     limit = torch.tensor([2.0])
     more = torch.tensor(
         [
             [1.0],
         ]
     )
-    yield (x, [gate], "a0", limit, up, None, packed, [more], "add(y, a0)"), ([[19.0, 1.0, 10.0]],)
+    yield (
+        (x, [gate], "a0", limit, up, None, packed.T, [more], "add(y, a0)", 1.0),
+        ([[19.0, 1.0, 10.0]],),
+    )
     zero = torch.zeros(1, 4)
-    yield (x, [zero], "a0", None, up, bias, packed, [], "y"), ([[0.0, 0.0, 0.0]],)
+    yield (x, [zero], "a0", None, up, bias, packed.T, [], "y", 1.0), ([[0.0, 0.0, 0.0]],)
     none = (torch.ones(2, 3), [torch.zeros(2, 0)], "a0", None, torch.zeros(0, 3), None)
-    yield (*none, torch.zeros(0, 2), [], "y"), ([[0.0, 0.0], [0.0, 0.0]],)
+    yield (*none, torch.zeros(2, 0), [], "y", 1.0), ([[0.0, 0.0], [0.0, 0.0]],)
     one = torch.tensor([[2.0]])
-    yield (one, [one], "a0", None, one, None, one, [], "y"), ([[16.0]],)
+    yield (one, [one], "a0", None, one, None, one, [], "y", 1.0), ([[16.0]],)
     generator = torch.Generator().manual_seed(0)
 
     def whole(*shape):
@@ -69,4 +73,4 @@ def exact_cases():
 
     x, gate, up, packed = whole(9, 20), whole(9, 50), whole(50, 20), whole(50, 70)
     want = (gate * (x @ up.T)) @ packed
-    yield (x, [gate], "a0", None, up, None, packed, [], "y"), (want.tolist(),)
+    yield (x, [gate], "a0", None, up, None, packed.T, [], "y", 1.0), (want.tolist(),)
