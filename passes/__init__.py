@@ -6,11 +6,14 @@ point group `tokenpass.passes`; the backend treats both alike.
 
 from __future__ import annotations
 
-from tokenpass.passes.base import ExactPass, LossyPass
+from tokenpass.passes.activation_sparsity.natural_zeros import NaturalZeros
+from tokenpass.passes.base import ExactPass, LossyPass, RegionPass
 from tokenpass.passes.dead_tokens import DeadTokens
 from tokenpass.passes.token_reduction.token_merge import TokenMerge
 from tokenpass.passes.token_reduction.token_prune import TokenPrune
 
-PASSES: tuple[ExactPass | LossyPass, ...] = (DeadTokens(), TokenMerge(), TokenPrune())
+AnyPass = ExactPass | LossyPass | RegionPass
 
-__all__ = ["PASSES", "ExactPass", "LossyPass"]
+PASSES: tuple[AnyPass, ...] = (DeadTokens(), NaturalZeros(), TokenMerge(), TokenPrune())
+
+__all__ = ["PASSES", "AnyPass", "ExactPass", "LossyPass", "RegionPass"]

@@ -21,6 +21,9 @@ from tokenpass.rewrite.replay import Action
 Level = Callable[[Size], Size]
 """From a stream's full length to the tokens kept."""
 
+Reason = tuple[str, str, str] | None
+"""(code, because, hint) of a place that is left alone; None where it need not be."""
+
 
 @dataclass(frozen=True, eq=False)
 class Candidate:

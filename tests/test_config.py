@@ -142,7 +142,7 @@ def test_messages() -> None:
     assert refuse(objective="energy") == (
         "objective: expected one of 'latency', 'flops', got 'energy': not available in this version"
     )
-    assert refuse(pack_memory=1) == "pack_memory: not available in this version"
+    assert refuse(calibration=1) == "calibration: not available in this version"
     assert refuse(spans=[]) == (
         "spans: expected {name: [start, stop]}, token positions with the stop not included, got []"
     )

@@ -26,7 +26,7 @@ from tokenpass.option_values import LayerRanges, Spans
 VERSION = 1
 
 # Named in the documentation as coming; giving one is an error, never ignored.
-NOT_AVAILABLE = ("calibration", "pack_memory")
+NOT_AVAILABLE = ("calibration",)
 OBJECTIVES_NOT_AVAILABLE = ("memory", "energy")
 
 # What stands in a file alone: `version`, and what pins a plan.
@@ -183,6 +183,13 @@ class Config(BaseModel):
         default=None,
         min_length=1,
         description="the name of a device profile or the path of its file",
+    )
+    pack_memory: float = Field(
+        default=0.5,
+        ge=0,
+        allow_inf_nan=False,
+        strict=False,
+        description="a share of the weights' bytes from 0, such as 0.5",
     )
     training: Literal["refuse", "allow"] = "refuse"
     shorter_cache: bool = Field(default=False, description="true or false")

@@ -79,6 +79,16 @@ REJECTION_CODES: dict[str, tuple[str, str]] = {
         "values that an edit reads or changes could not be brought to one length",
         "nothing: the site stays dense",
     ),
+    # of a region
+    "region_dtype": ("the values have a type that no kernel takes", "float32, bfloat16 or float16"),
+    "too_many_rows": (
+        "zeros of one row are not those of the others, so that everything is read",
+        "nothing: a dense product is as fast",
+    ),
+    "pack_memory": (
+        "a second copy of the weight would take more than is allowed",
+        "raise the option pack_memory",
+    ),
     # of a kernel
     "no_kernel_template": ("no kernel for the operator on this device", "the reference runs"),
     "kernel_dtype": ("the kernel does not take this dtype", "cast, or the reference runs"),

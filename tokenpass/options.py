@@ -12,13 +12,13 @@ import torch
 from tokenpass.config import Config, PassSchema, TokenOptions, resolve
 from tokenpass.cost.device import DEVICES
 from tokenpass.errors import OptionError
-from tokenpass.passes import PASSES, ExactPass, LossyPass
+from tokenpass.passes import PASSES, AnyPass, LossyPass
 
 GROUP = "tokenpass.passes"
 
 
 @cache
-def all_passes() -> tuple[ExactPass | LossyPass, ...]:
+def all_passes() -> tuple[AnyPass, ...]:
     """Our passes, then those that other packages name in the entry-point group."""
     return (*PASSES, *(point.load()() for point in entry_points(group=GROUP)))
 
@@ -27,10 +27,10 @@ def pass_schemas() -> dict[str, PassSchema]:
     """What the option reader needs of each pass."""
     schemas = {}
     for item in all_passes():
-        if isinstance(item, ExactPass):
-            schemas[item.name] = PassSchema(exact=True, policies=())
-        else:
+        if isinstance(item, LossyPass):
             schemas[item.name] = PassSchema(TokenOptions, policies=item.policies)
+        else:
+            schemas[item.name] = PassSchema(exact=True, policies=())
     return schemas
 
 

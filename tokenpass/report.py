@@ -30,7 +30,7 @@ class GraphReport:
 
     `seconds` is tokenpass's own share of the compile time; `device` names the profile used;
     `exact`: no edit can lose anything; `goal` is what was asked for, e.g. `max_error 0.1`; `found`:
-    what analysis recognised.
+    what analysis recognised; `packed_bytes`: what second copies of weights take.
     """
 
     outcome: str
@@ -46,6 +46,7 @@ class GraphReport:
     exact: bool = True
     goal: str = ""
     found: tuple[str, ...] = ()
+    packed_bytes: int = 0
 
     @property
     def rejections(self) -> tuple[Rejection, ...]:
@@ -101,6 +102,8 @@ def text(report: GraphReport) -> str:
     lines += [f"found: {', '.join(report.found)}"] if report.found else []
     lines += table(report)
     lines += [f"edit: {edit_text(edit)}" for edit in report.plan.edits]
+    if report.packed_bytes:
+        lines.append(f"second copies of weights: {report.packed_bytes / 1e6:.1f} MB (pack_memory)")
     lines += [f"note: {note}" for note in report.plan.notes]
     lines += [f"left alone: {line}" for line in grouped(report.rejections)]
     if report.unknown:

@@ -12,6 +12,7 @@ not read is not seen.) For few rows alone: the union of their lists is soon ever
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from tokenpass.edits import Rejection
 from tokenpass.graph.pointwise_reader import NotPointwise, PointwiseReader
 from tokenpass.graph.zeros import Part, ZeroRegion, columns_of, zero_regions
 from tokenpass.ops.pointwise import Expression, Input
-from tokenpass.passes.base import RegionContext, RegionPass
+from tokenpass.passes.base import Reason, RegionContext, RegionPass
 from tokenpass.rewrite.replacing import Calls, Replacement
 from tokenpass.rewrite.rewriter import hinted
 from tokenpass.tracing import fake_value, module_path, source_line
@@ -68,7 +69,7 @@ class NaturalZeros(RegionPass):
         return tuple(found), tuple(refused)
 
 
-def unsound(region: ZeroRegion, context: RegionContext) -> tuple[str, str, str] | None:
+def unsound(region: ZeroRegion, context: RegionContext) -> Reason:
     """Why a region keeps its dense product; None if it need not."""
     weight = fake_value(region.weight)
     if weight.dtype not in DTYPES or fake_value(region.down).dtype != weight.dtype:
@@ -121,31 +122,28 @@ class Tail:
 
 def following(region: ZeroRegion) -> Tail:
     """The longest run of pointwise operators that only the next one reads."""
-    down, outputs = region.down, fake_value(region.down).shape[-1]
-    kept = Tail(down, *read_tail(region, down, outputs))
-    end = down
-    for _ in range(MOST_FOLLOWING):
-        if len(end.users) != 1:
-            break
-        (end,) = end.users
-        if fake_value(end) is None or not isinstance(fake_value(end), torch.Tensor):
-            break
-        if fake_value(end).dtype != fake_value(down).dtype:
+    down, run = region.down, [region.down]
+    kept = read_tail(region, run)
+    while len(run) <= MOST_FOLLOWING and len(run[-1].users) == 1:
+        run += run[-1].users
+        value = fake_value(run[-1])
+        if not isinstance(value, torch.Tensor) or value.dtype != fake_value(down).dtype:
             break
         try:
-            kept = Tail(end, *read_tail(region, end, outputs))
+            kept = read_tail(region, run)
         except NotPointwise:
             break
     return kept
 
 
-def read_tail(region: ZeroRegion, end: Node, outputs: int) -> tuple[Expression, tuple[Node, ...]]:
-    """A value behind the projection as an expression of it; raises `NotPointwise` if it is none."""
-    reader = PointwiseReader(region.rows, outputs, computed=region.down, bias=region.bias)
-    expression = reader.read(end)
+def read_tail(region: ZeroRegion, run: Sequence[Node]) -> Tail:
+    """The last of some operators as an expression of the projection; raises `NotPointwise`."""
+    outputs, within = fake_value(region.down).shape[-1], frozenset(run)
+    reader = PointwiseReader(region.rows, outputs, region.down, region.bias, within)
+    expression = reader.read(run[-1])
     if region.down not in reader.passed:
         raise NotPointwise
-    return expression, tuple(reader.inputs)
+    return Tail(run[-1], expression, tuple(reader.inputs))
 
 
 def entries(calls: Calls, region: ZeroRegion, tail: Tail) -> Node:

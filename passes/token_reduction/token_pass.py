@@ -13,7 +13,7 @@ from tokenpass.graph.axis_rules import mutates
 from tokenpass.graph.demand_lattice import Extent
 from tokenpass.graph.sites import Site, Stream
 from tokenpass.graph.view import View
-from tokenpass.passes.base import Candidate, Found, PassContext
+from tokenpass.passes.base import Candidate, Found, PassContext, Reason
 from tokenpass.passes.token_reduction.signals import looks_at_data
 from tokenpass.passes.token_reduction.span import read_inside, tokens_apart
 from tokenpass.tracing import fake_value, source_line
@@ -69,9 +69,6 @@ def unsound(
             code, because, hint = reason
             return Rejection(code, site.name, because, hint, source_line(site.node))
     return None
-
-
-Reason = tuple[str, str, str] | None
 
 
 def written_later(

@@ -46,11 +46,11 @@ def binary(function: str) -> Callable[[dict[str, Any], Read], Expression]:
     """A function of two values; `alpha` scales the second."""
 
     def made(given: dict[str, Any], read: Read) -> Expression:
-        second, alpha = read(given["other"]), given.get("alpha", 1)
         if given.get("rounding_mode") is not None:
             raise NotPointwise
+        first, second, alpha = read(given["self"]), read(given["other"]), given.get("alpha", 1)
         second = second if alpha == 1 else call("mul", number(alpha), second)
-        return call(function, read(given["self"]), second)
+        return call(function, first, second)
 
     return made
 
@@ -133,8 +133,25 @@ FUNCTIONS: Mapping[Any, Callable[[dict[str, Any], Read], Expression]] = {
     ),
     aten.threshold.default: threshold,
     aten.where.self: where,
+    aten.where.ScalarOther: where,
+    aten.where.ScalarSelf: where,
+    aten.where.Scalar: where,
 }
 """Operators with an expression; the next one is one entry."""
+
+FILLS: Mapping[Any, Callable[[dict[str, Any]], Any]] = {
+    aten.zeros.default: lambda given: 0.0,
+    aten.ones.default: lambda given: 1.0,
+    aten.zeros_like.default: lambda given: 0.0,
+    aten.ones_like.default: lambda given: 1.0,
+    aten.new_zeros.default: lambda given: 0.0,
+    aten.new_ones.default: lambda given: 1.0,
+    aten.full.default: lambda given: given["fill_value"],
+    aten.full_like.default: lambda given: given["fill_value"],
+    aten.new_full.default: lambda given: given["fill_value"],
+    aten.scalar_tensor.default: lambda given: given["s"],
+}
+"""Values with one number everywhere."""
 
 COPIES = frozenset(
     {
@@ -157,13 +174,14 @@ class PointwiseReader:
     """Reads values of `columns` entries a row, `rows` in all; `inputs` are those read so far.
 
     An input has all rows or one, and all columns or one. `computed`: a projection whose product,
-    without its `bias`, is the expression's `y`.
+    without its `bias`, is the expression's `y`. `within`: the only operators that are looked into.
     """
 
     rows: Any
     columns: Any
     computed: Node | None = None
     bias: Node | None = None
+    within: frozenset[Node] | None = None
     inputs: list[Node] = field(default_factory=list)
     passed: set[Node] = field(default_factory=set)
 
@@ -181,7 +199,10 @@ class PointwiseReader:
 
     def opened(self, node: Node) -> Expression | None:
         """A call as what it computes from others; None where it is to be an input."""
-        if node.op != "call_function" or not is_float(node) or len(self.passed) > MOST_PARTS:
+        closed = self.within is not None and node not in self.within
+        if closed or node.op != "call_function" or not is_float(node):
+            return None
+        if len(self.passed) > MOST_PARTS:
             return None
         packet = getattr(node.target, "overloadpacket", None)
         before = list(self.inputs), set(self.passed)
@@ -191,6 +212,9 @@ class PointwiseReader:
                 return self.read(node.args[0])
             if node.target is aten.dropout.default and not node.args[2]:
                 return self.read(node.args[0])
+            if node.target in FILLS:
+                filled = FILLS[node.target](bind(node.target, node.args, node.kwargs))
+                return self.read(None if isinstance(filled, Node) else filled)
             made = FUNCTIONS.get(node.target)
             if made is not None and self.lines_up(node):
                 return made(bind(node.target, node.args, node.kwargs), self.read)

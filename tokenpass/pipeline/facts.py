@@ -12,6 +12,8 @@ from tokenpass.errors import InternalError
 from tokenpass.graph.regions import AttentionRegion
 from tokenpass.graph.sites import Site, Stream, batch_place
 from tokenpass.graph.view import View
+from tokenpass.options import all_passes
+from tokenpass.passes.base import LossyPass
 from tokenpass.pipeline.planned import Planned
 from tokenpass.reference.facts import (
     FUSED,
@@ -28,7 +30,9 @@ from tokenpass.rewrite.rewriter import Rewritten, Short
 def reference_of(planned: Planned) -> Reference:
     """The slow interpreter of a plan."""
     plan, facts = planned.plan, facts_of(planned.view, planned.rewritten)
-    return Reference(planned.view.module, plan.edits, facts, plan.seed)
+    lossy = {item.name for item in all_passes() if isinstance(item, LossyPass)}
+    edits = [edit for edit in plan.edits if edit.pass_name in lossy]
+    return Reference(planned.view.module, edits, facts, plan.seed)
 
 
 def facts_of(view: View, made: Rewritten | None) -> GraphFacts:

@@ -16,9 +16,10 @@ from tokenpass.edits import Edit, Plan
 from tokenpass.errors import PlanMismatchError, nearest
 from tokenpass.graph.view import View
 from tokenpass.options import all_passes
-from tokenpass.passes.base import Candidate, Level, LossyPass, PassContext
+from tokenpass.passes.base import Candidate, Level, LossyPass, PassContext, RegionPass
 from tokenpass.pipeline.found import exact_edits
 from tokenpass.pipeline.planned import Planned, carried_out
+from tokenpass.pipeline.regions import with_regions
 from tokenpass.plan.levels import TOKENS, evaluator
 from tokenpass.rewrite.restoring import ReplayRefused
 from tokenpass.rewrite.rewriter import Actions
@@ -42,6 +43,11 @@ def carry_out_pinned(
             "`tokenpass explain`, or name sites in a pass config instead"
         )
     lossy = {item.name: item for item in all_passes() if isinstance(item, LossyPass)}
+    of_regions = {item.name for item in all_passes() if isinstance(item, RegionPass)}
+    sites = [e.site for e in pinned.edits if e.pass_name in of_regions]
+    pinned = replace(
+        pinned, edits=tuple(e for e in pinned.edits if e.pass_name not in of_regions)
+    )
     exact, edits, _ = exact_edits(view, len(pinned.edits))
     wanted = [e for e in pinned.edits if e.pass_name not in lossy]
     keep_exact = bool(wanted)
@@ -61,12 +67,21 @@ def carry_out_pinned(
     actions = Actions(at, exact.read_cuts if keep_exact else (), short)
     plan = replace(blank, budget=pinned.budget, error=pinned.error, seed=pinned.seed)
     unedited = Planned(view, plan, None, dense, None, profile, sizes)
-    if actions.empty:
-        return unedited
-    try:
-        return carried_out(unedited, captured, actions, pinned.edits, (), config)
-    except ReplayRefused as refused:
-        raise PlanMismatchError(f"{config.origin}: {refused.rejection}") from refused
+    made = unedited
+    if not actions.empty:
+        try:
+            made = carried_out(unedited, captured, actions, pinned.edits, (), config)
+        except ReplayRefused as refused:
+            raise PlanMismatchError(f"{config.origin}: {refused.rejection}") from refused
+    if not sites:
+        return made
+    made = with_regions(made, captured, config, sites)
+    lost = sorted(set(sites) - {edit.site for edit in made.plan.edits})
+    if lost:
+        raise PlanMismatchError(
+            f"{config.origin}: this graph has nothing that could be replaced at {lost[0]!r}"
+        )
+    return made
 
 
 def pinned_level(config: Config, edit: Edit) -> Level:

@@ -11,20 +11,28 @@ import torch
 from torch.fx import GraphModule
 
 from tokenpass.capture.dynamo import Captured
+from tokenpass.codegen import TEMPLATES
 from tokenpass.config import Config
 from tokenpass.cost.device import DeviceProfile
 from tokenpass.cost.roofline import GraphCost, graph_cost
 from tokenpass.edits import Edit, Plan
 from tokenpass.graph.view import View
-from tokenpass.ops import OPERATORS
+from tokenpass.ops import OPERATORS, Operator
+from tokenpass.ops.cost_record import OpCost
 from tokenpass.options import all_passes
-from tokenpass.passes.base import ExactPass
+from tokenpass.passes.base import LossyPass
 from tokenpass.rewrite.rewriter import Actions, Rewritten, rewrite
+
+NO_CHANGE = 1e-9
+"""Costs that differ by no more than this share are equal."""
 
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """A plan, the graph that it gives (None: nothing is edited), and what both cost."""
+    """A plan, the graph that it gives (None: nothing is edited), and what both cost.
+
+    `packed_bytes`: what second copies of weights take.
+    """
 
     view: View
     plan: Plan
@@ -33,6 +41,7 @@ class Planned:
     edited: GraphCost | None
     profile: DeviceProfile
     sizes: Mapping[sympy.Symbol, int]
+    packed_bytes: int = 0
 
     @property
     def module(self) -> GraphModule | None:
@@ -42,17 +51,25 @@ class Planned:
     @property
     def exact(self) -> bool:
         """Whether no edit can lose anything."""
-        exact = {item.name for item in all_passes() if isinstance(item, ExactPass)}
-        return all(edit.pass_name in exact for edit in self.plan.edits)
+        lossy = {item.name for item in all_passes() if isinstance(item, LossyPass)}
+        return not any(edit.pass_name in lossy for edit in self.plan.edits)
 
 
-def op_costs() -> dict[Any, Callable[..., Any]]:
-    """Cost rules of our own operators, as the cost model calls them (result first)."""
+def op_costs(device: str) -> dict[Any, Callable[..., Any]]:
+    """Cost rules of our own operators, as the cost model calls them (result first).
 
-    def rule(cost: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda out, *args, **kwargs: cost(*args, **kwargs)
+    With a kernel for the type of device an operator is one call.
+    """
+    kernels = {template.operator for template in TEMPLATES if template.device == device}
 
-    return {operator.overload: rule(operator.cost) for operator in OPERATORS}
+    def rule(operator: Operator) -> Callable[..., Any]:
+        def cost(out: Any, *args: Any, **kwargs: Any) -> OpCost:
+            found = operator.cost(*args, **kwargs)
+            return replace(found, calls=1) if operator.name in kernels else found
+
+        return cost
+
+    return {operator.overload: rule(operator) for operator in OPERATORS}
 
 
 def size_hints(captured: Captured) -> dict[sympy.Symbol, int]:
@@ -85,7 +102,7 @@ def carried_out(
     """The graph that actions give, priced as itself."""
     made = rewrite(unedited.view, actions, captured.fakes, captured.mode)
     rejections = (*unedited.plan.rejections, *made.barriers)
-    edited = graph_cost(made.module, op_costs())
+    edited = graph_cost(made.module, op_costs(device_of(captured).type))
     cost = edited.evaluate(unedited.sizes, unedited.profile, config.objective)
     plan = replace(
         unedited.plan, edits=edits, planned_cost=cost, notes=notes, rejections=rejections

@@ -18,6 +18,7 @@ from tokenpass.passes.base import LossyPass
 from tokenpass.pipeline.found import Found, choices_of, find_edits
 from tokenpass.pipeline.pinned import carry_out_pinned
 from tokenpass.pipeline.planned import (
+    NO_CHANGE,
     Planned,
     carried_out,
     declined,
@@ -25,6 +26,7 @@ from tokenpass.pipeline.planned import (
     op_costs,
     size_hints,
 )
+from tokenpass.pipeline.regions import with_regions
 from tokenpass.plan.choice import levels_used
 from tokenpass.plan.levels import constant, evaluator, level_expression
 from tokenpass.plan.plan_file import pinned_plan
@@ -42,16 +44,12 @@ CORRECTIONS = 3
 """Graphs made at most while the symbolic prices prove too kind."""
 
 
-NO_CHANGE = 1e-9
-"""Costs that differ by no more than this share are equal."""
-
-
 def make_plan(view: View, captured: Captured, config: Config) -> Planned:
     """Choose edits under the config and carry them out; raises what a pinned plan contradicts."""
     # what one rank measured, the others do not know: all must find the same plan
     shared = has_collectives(view.module.graph)
     profile = find_profile(device_of(captured), config.device_profile, measured=not shared)
-    dense = graph_cost(view.module, op_costs())
+    dense = graph_cost(view.module, op_costs(device_of(captured).type))
     sizes = size_hints(captured)
     dense_cost = dense.evaluate(sizes, profile, config.objective)
     mark = fingerprint(view.module)
@@ -65,7 +63,7 @@ def make_plan(view: View, captured: Captured, config: Config) -> Planned:
     unedited = Planned(
         view, replace(blank, rejections=found.rejections), None, dense, None, profile, sizes
     )
-    return Planner(view, captured, config, found, unedited).plan()
+    return with_regions(Planner(view, captured, config, found, unedited).plan(), captured, config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +162,7 @@ class Planner:
             self.captured.fakes,
             choices_of(self.found, self.view),
             lambda levels: self.actions([constant(level) for level in levels], exact),
-            op_costs(),
+            op_costs(device_of(self.captured).type),
             self.unedited.profile,
             self.config.objective,
         )

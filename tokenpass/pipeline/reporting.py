@@ -31,6 +31,7 @@ def report_of(planned: Planned, seconds: float) -> GraphReport:
         plan_yaml=plan_to_yaml(planned.plan),
         exact=planned.exact,
         found=recognised(planned.view),
+        packed_bytes=planned.packed_bytes,
     )
 
 

@@ -1,0 +1,146 @@
+"""Exact replacements of regions, on the graph that the token edits gave, where they pay.
+
+Each kind of region (equal sizes, equal operator) is weighed by itself: what its calls cost against
+what they replace, from the cost model. Second copies of weights stay under `pack_memory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch.fx import GraphModule, Node
+
+from tokenpass.capture.dynamo import Captured
+from tokenpass.config import Config
+from tokenpass.cost.roofline import GraphCost, graph_cost
+from tokenpass.edits import Edit, Rejection
+from tokenpass.graph.aliases import written_nodes
+from tokenpass.options import all_passes
+from tokenpass.passes.base import RegionContext, RegionPass
+from tokenpass.pipeline.planned import NO_CHANGE, Planned, device_of, op_costs
+from tokenpass.rewrite.replacing import Replacement, replaced
+from tokenpass.rewrite.rewriter import Rewritten
+from tokenpass.rewrite.verify import verify_rewrite
+from tokenpass.tracing import placeholders
+
+
+def with_regions(
+    planned: Planned, captured: Captured, config: Config, sites: Iterable[str] | None = None
+) -> Planned:
+    """A plan with the exact replacements that pay, or with those at `sites` alone."""
+    module = planned.module or planned.view.module
+    found, rejections = find_replacements(module, captured)
+    if sites is None:
+        chosen, more = affordable(paying(planned, captured, config, module, found), captured, config)
+        rejections = (*rejections, *more)
+    else:
+        wanted = set(sites)
+        chosen = [one for one in found if one[1].site in wanted]
+    known = (*planned.plan.rejections, *rejections)
+    if not chosen:
+        return replace(planned, plan=replace(planned.plan, rejections=known))
+    made = replaced(module, [one for _, one in chosen], len(planned.plan.edits))
+    short = planned.view.caches if config.shorter_cache else frozenset()
+    verify_rewrite(planned.view.module, made, short)
+    edited = graph_cost(made, op_costs(device_of(captured).type))
+    edits = tuple(Edit(name, one.site, one.policy, one.level) for name, one in chosen)
+    plan = replace(
+        planned.plan,
+        edits=(*planned.plan.edits, *edits),
+        planned_cost=edited.evaluate(planned.sizes, planned.profile, config.objective),
+        rejections=known,
+    )
+    before = planned.rewritten or Rewritten(module)
+    return replace(
+        planned,
+        plan=plan,
+        rewritten=replace(before, module=made),
+        edited=edited,
+        packed_bytes=sum(one.packed_bytes for _, one in chosen),
+    )
+
+
+Named = tuple[str, Replacement]
+"""A replacement with the name of its pass."""
+
+
+def find_replacements(
+    module: GraphModule, captured: Captured
+) -> tuple[list[Named], tuple[Rejection, ...]]:
+    """What all region passes could replace; the first pass that wants a value has it."""
+    passes = [item for item in all_passes() if isinstance(item, RegionPass)]
+    if captured.training:
+        return [], ()
+    context = RegionContext(module, static_inputs(module, captured), written_nodes(module.graph))
+    found: list[Named] = []
+    rejections: list[Rejection] = []
+    taken: set[Node] = set()
+    for item in passes:
+        replacements, refused = item.replacements(context)
+        rejections += refused
+        for one in replacements:
+            if one.node not in taken:
+                taken.add(one.node)
+                found.append((item.name, one))
+    return found, tuple(rejections)
+
+
+def static_inputs(module: GraphModule, captured: Captured) -> frozenset[Node]:
+    """Placeholders that are parameters or buffers."""
+    data = {node.name for node in captured.data_inputs}
+    pairs = zip(placeholders(captured.module), placeholders(module), strict=True)
+    return frozenset(
+        new
+        for old, new in pairs
+        if old.name not in data and isinstance(old.meta.get("val"), torch.Tensor)
+    )
+
+
+def paying(
+    planned: Planned,
+    captured: Captured,
+    config: Config,
+    module: GraphModule,
+    found: Sequence[Named],
+) -> list[Named]:
+    """The replacements of every kind whose calls are predicted to cost less than what they replace."""
+    kinds: dict[tuple[str, str, str], list[Named]] = {}
+    for name, one in found:
+        kinds.setdefault((name, one.policy, one.level), []).append((name, one))
+    costs = op_costs(device_of(captured).type)
+
+    def cost(graph: GraphCost) -> float:
+        return graph.evaluate(planned.sizes, planned.profile, config.objective)
+
+    before = cost(graph_cost(module, costs)) if kinds else 0.0
+    kept: list[Named] = []
+    for same in kinds.values():
+        after = cost(graph_cost(replaced(module, [one for _, one in same], 0), costs))
+        if after < before * (1 - NO_CHANGE):
+            kept += same
+    return [one for one in found if one in kept]
+
+
+def affordable(
+    found: Sequence[Named], captured: Captured, config: Config
+) -> tuple[list[Named], tuple[Rejection, ...]]:
+    """The replacements, first come first served, whose copies of weights fit `pack_memory`."""
+    weights = sum(
+        value.numel() * value.element_size()
+        for node, value in captured.examples.items()
+        if node not in captured.data_inputs and isinstance(value, torch.Tensor)
+    )
+    left, kept, refused = config.pack_memory * weights, list[Named](), list[Rejection]()
+    for name, one in found:
+        if one.packed_bytes > left:
+            because = (
+                f"a second copy of the weight takes {one.packed_bytes / 1e6:.1f} MB, and pack_memory "
+                f"{config.pack_memory:g} of {weights / 1e6:.1f} MB leaves {left / 1e6:.1f}"
+            )
+            refused.append(Rejection("pack_memory", one.site, because, "raise pack_memory"))
+            continue
+        left -= one.packed_bytes
+        kept.append((name, one))
+    return kept, tuple(refused)
