@@ -94,7 +94,10 @@ def common_size(
 
 
 def evaluated(
-    text: str, inputs: Sequence[Tensor], size: tuple[int, int], computed: Tensor | None = None
+    text: str,
+    inputs: Sequence[Tensor],
+    size: tuple[int | torch.SymInt, int | torch.SymInt],
+    computed: Tensor | None = None,
 ) -> Tensor:
     """What `text` gives, float32 [rows, columns]."""
     return evaluate(parse(text), inputs, computed).expand(size)
