@@ -17,6 +17,7 @@ from tokenpass.codegen.cpp.sparse_template import EXPORT, SparseTemplate
 from tokenpass.codegen.cpp.template import POINTER, SIZE
 from tokenpass.codegen.cpp.texts import Inputs, addresses, canonical, described, rows_of
 from tokenpass.codegen.cpp.vectors import prelude
+from tokenpass.codegen.packed import PACKED
 
 SOURCE = Template("""\
 $export glu_neuron(
@@ -113,12 +114,14 @@ class CppGluNeuron(SparseTemplate):
             threshold: Tensor | None,
             up: Tensor,
             up_bias: Tensor | None,
-            packed: Tensor,
+            down: Tensor,
             extras: list[Tensor],
             epilogue: str,
+            density: float,
         ) -> Tensor:
-            (rows, width), (neurons, outputs) = x.shape, packed.shape
-            x, up, packed = rows_of(x), rows_of(up), rows_of(packed)
+            (rows, width), (outputs, neurons) = x.shape, down.shape
+            packed = PACKED.transposed(down)
+            x, up = rows_of(x), rows_of(up)
             lines, more = list(map(rows_of, inputs)), list(map(rows_of, extras))
             limits = None if threshold is None else threshold.contiguous()
             bias = None if up_bias is None else up_bias.contiguous()

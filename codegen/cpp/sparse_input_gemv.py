@@ -16,6 +16,7 @@ from tokenpass.codegen.cpp.sparse_template import EXPORT, SparseTemplate, requir
 from tokenpass.codegen.cpp.template import POINTER, SIZE, STORED
 from tokenpass.codegen.cpp.texts import Inputs, addresses, canonical, described, rows_of
 from tokenpass.codegen.cpp.vectors import prelude
+from tokenpass.codegen.packed import PACKED
 from tokenpass.errors import InternalError
 
 MOST_ROWS = 8
@@ -79,12 +80,14 @@ class CppSparseInputGemv(SparseTemplate):
             index: Tensor,
             kept: Tensor,
             count: Tensor,
-            packed: Tensor,
+            weight: Tensor,
             inputs: list[Tensor],
             epilogue: str,
+            density: float,
         ) -> Tensor:
-            rows, (entries, outputs) = kept.shape[0], packed.shape
-            index, kept, packed = index.contiguous(), rows_of(kept), rows_of(packed)
+            rows, (outputs, entries) = kept.shape[0], weight.shape
+            packed = PACKED.transposed(weight)
+            index, kept = index.contiguous(), rows_of(kept)
             lines = list(map(rows_of, inputs))
             out = torch.empty((rows, outputs), dtype=packed.dtype)
             status = function(

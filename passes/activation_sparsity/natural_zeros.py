@@ -79,6 +79,8 @@ def unsound(region: ZeroRegion, context: RegionContext) -> Reason:
         if node in context.written:
             line = source_line(context.written[node]) or context.written[node].name
             return "mutated_alias", f"{node.name} is written to in place by {line}", ""
+    if sum(not isinstance(size, int) for size in fake_value(region.down).shape) > 1:
+        return "dynamic_rows", "its rows are counted by several dynamic sizes", "one of them fixed"
     if not fits(region.rows):
         because = f"{hinted(region.rows)} rows leave hardly an entry that is zero in all of them"
         return "too_many_rows", because, "nothing: a dense product is as fast"
@@ -121,13 +123,15 @@ class Tail:
 
 
 def following(region: ZeroRegion) -> Tail:
-    """The longest run of pointwise operators that only the next one reads."""
+    """The longest run of pointwise operators that only the next one reads, all of one shape."""
     down, run = region.down, [region.down]
     kept = read_tail(region, run)
     while len(run) <= MOST_FOLLOWING and len(run[-1].users) == 1:
         run += run[-1].users
         value = fake_value(run[-1])
         if not isinstance(value, torch.Tensor) or value.dtype != fake_value(down).dtype:
+            break
+        if sum(not isinstance(size, int) for size in value.shape) > 1:
             break
         try:
             kept = read_tail(region, run)
@@ -244,19 +248,10 @@ def matrix(calls: Calls, node: Node) -> Node:
     shape = fake_value(node).shape
     if len(shape) == 2:
         return node
-    return calls.call(aten.reshape.default, node, [product_of(shape[:-1]), shape[-1] if shape else 1])
-
-
-def product_of(sizes: Any) -> Any:
-    """Their product."""
-    total: Any = 1
-    for size in sizes:
-        total = total * size
-    return total
+    return calls.call(aten.reshape.default, node, [-1, shape[-1] if shape else 1])
 
 
 def shaped(calls: Calls, made: Node, like: Node) -> Node:
-    """A matrix in another value's shape."""
-    shape = list(fake_value(like).shape)
+    """A matrix in another value's shape, of whose sizes one at most is dynamic."""
+    shape = [size if isinstance(size, int) else -1 for size in fake_value(like).shape]
     return made if len(shape) == 2 else calls.call(aten.reshape.default, made, shape)
-

@@ -184,7 +184,10 @@ def projected(region: ZeroRegion, node: Node, static: frozenset[Node]) -> Part |
 
 def columns_of(node: Node) -> Part | None:
     """A value as columns of a call's result; all of them where it is no part."""
-    width = fake_value(node).shape[-1]
+    value = fake_value(node)
+    if not isinstance(value, torch.Tensor) or not value.dim():
+        return None
+    width = value.shape[-1]
     if node.target is operator.getitem and isinstance(node.args[0], Node):
         return piece_of(node.args[0], node.args[1])
     if node.target is aten.slice.Tensor and isinstance(node.args[0], Node):

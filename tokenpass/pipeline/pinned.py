@@ -45,9 +45,7 @@ def carry_out_pinned(
     lossy = {item.name: item for item in all_passes() if isinstance(item, LossyPass)}
     of_regions = {item.name for item in all_passes() if isinstance(item, RegionPass)}
     sites = [e.site for e in pinned.edits if e.pass_name in of_regions]
-    pinned = replace(
-        pinned, edits=tuple(e for e in pinned.edits if e.pass_name not in of_regions)
-    )
+    pinned = replace(pinned, edits=tuple(e for e in pinned.edits if e.pass_name not in of_regions))
     exact, edits, _ = exact_edits(view, len(pinned.edits))
     wanted = [e for e in pinned.edits if e.pass_name not in lossy]
     keep_exact = bool(wanted)

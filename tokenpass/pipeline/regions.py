@@ -33,7 +33,8 @@ def with_regions(
     module = planned.module or planned.view.module
     found, rejections = find_replacements(module, captured)
     if sites is None:
-        chosen, more = affordable(paying(planned, captured, config, module, found), captured, config)
+        paid = paying(planned, captured, config, module, found)
+        chosen, more = affordable(paid, captured, config)
         rejections = (*rejections, *more)
     else:
         wanted = set(sites)
@@ -105,7 +106,7 @@ def paying(
     module: GraphModule,
     found: Sequence[Named],
 ) -> list[Named]:
-    """The replacements of every kind whose calls are predicted to cost less than what they replace."""
+    """The replacements of every kind that are predicted to cost less than what they replace."""
     kinds: dict[tuple[str, str, str], list[Named]] = {}
     for name, one in found:
         kinds.setdefault((name, one.policy, one.level), []).append((name, one))
@@ -136,8 +137,9 @@ def affordable(
     for name, one in found:
         if one.packed_bytes > left:
             because = (
-                f"a second copy of the weight takes {one.packed_bytes / 1e6:.1f} MB, and pack_memory "
-                f"{config.pack_memory:g} of {weights / 1e6:.1f} MB leaves {left / 1e6:.1f}"
+                f"a second copy of the weight takes {one.packed_bytes / 1e6:.1f} MB, and "
+                f"pack_memory {config.pack_memory:g} of {weights / 1e6:.1f} MB leaves "
+                f"{left / 1e6:.1f}"
             )
             refused.append(Rejection("pack_memory", one.site, because, "raise pack_memory"))
             continue

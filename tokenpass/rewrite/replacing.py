@@ -15,7 +15,7 @@ from typing import Any
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from tokenpass.tracing import carry_over, fake_value, is_impure
+from tokenpass.tracing import carry_over, fake_value, is_impure, plain_constants
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,5 +75,6 @@ def replaced(
         copied[replacement.node] = made
     graph.eliminate_dead_code(is_impure)
     new = GraphModule(module, graph)
+    plain_constants(new)
     carry_over(module, new)
     return new
