@@ -98,8 +98,18 @@ def retrace(
     with mode, preserve_node_meta():
         traced = make_fx(function, table, pre_dispatch=True, tracing_mode="real")(*fakes)
     traced.graph.eliminate_dead_code(is_impure)
+    plain_constants(traced)
     traced.recompile()
     return traced
+
+
+def plain_constants(module: GraphModule) -> None:
+    """Make a graph's constants, which it was given as buffers, plain attributes.
+
+    Parameters and buffers are inputs here; the next compiler asks for the source of every other.
+    """
+    for name in list(module._buffers):
+        setattr(module, name, module._buffers.pop(name))
 
 
 def is_impure(node: Node) -> bool:
