@@ -3,7 +3,7 @@
     before   y[rows, n] = relu(z)[rows, k] @ W^T              all of W
     after    y = sum over k with relu(z)_k != 0 of relu(z)_k W^T[k]
 
-    gated    y = (relu(g) * (x @ U^T)) @ W^T                  rows of U and of W^T where relu(g) != 0
+    gated    y = (relu(g) * (x @ U^T)) @ W^T              rows of U and of W^T where relu(g) != 0
 
 Exact: what is left out is a finite number times zero. (An infinity or NaN among weights that are
 not read is not seen.) For few rows alone: the union of their lists is soon everything.
@@ -20,9 +20,9 @@ import torch
 from torch.fx import Node
 
 from tokenpass.edits import Rejection
-from tokenpass.graph.pointwise_reader import NotPointwise, PointwiseReader
+from tokenpass.graph.pointwise_reader import NotPointwise, PointwiseReader, inputs_of
 from tokenpass.graph.zeros import Part, ZeroRegion, columns_of, zero_regions
-from tokenpass.ops.pointwise import Expression, Input
+from tokenpass.ops.pointwise import Call, Expression, Input
 from tokenpass.passes.base import Reason, RegionContext, RegionPass
 from tokenpass.rewrite.replacing import Calls, Replacement
 from tokenpass.rewrite.rewriter import hinted
@@ -169,7 +169,7 @@ def neurons(calls: Calls, region: ZeroRegion, tail: Tail) -> Node:
     up, gate = region.up, region.gate
     if up is None or gate is None:
         raise NotPointwise
-    read = sorted(inputs_read(gate))
+    read = sorted(inputs_of(gate))
     inputs = [gate_input(calls, region.inputs[at], up) for at in read]
     x = matrix(calls, calls[up.projection.args[0]])  # type: ignore[index]
     weight, bias = rows_of(calls, up)
@@ -189,25 +189,13 @@ def neurons(calls: Calls, region: ZeroRegion, tail: Tail) -> Node:
     )
 
 
-def inputs_read(expression: Expression) -> set[int]:
-    """Indices of an expression's inputs."""
-    if isinstance(expression, Input):
-        return {expression.index}
-    found = (inputs_read(one) for one in getattr(expression, "arguments", ()))
-    return set().union(*found)
-
-
 def renumbered(expression: Expression, numbers: dict[int, int]) -> Expression:
     """The expression with its inputs numbered anew."""
     if isinstance(expression, Input):
         return Input(numbers[expression.index])
-    arguments = getattr(expression, "arguments", None)
-    if arguments is None:
+    if not isinstance(expression, Call):
         return expression
-    return type(expression)(
-        expression.function,  # type: ignore[union-attr]
-        tuple(renumbered(one, numbers) for one in arguments),
-    )
+    return Call(expression.function, tuple(renumbered(one, numbers) for one in expression.arguments))
 
 
 def gate_input(calls: Calls, node: Node, up: Part) -> Node:

@@ -60,10 +60,10 @@ def test_a_changed_weight_is_packed_anew(packed: PackedWeights, change) -> None:
 
 def test_copies_go_with_their_weights(packed: PackedWeights) -> None:
     weights = [torch.randn(8, 8) for _ in range(3)]
-    for weight in weights:
-        packed.transposed(weight)
+    for at in range(3):
+        packed.transposed(weights[at])
     assert packed.bytes == 3 * 256
-    del weight, weights[1:]
+    del weights[1:]
     gc.collect()
     assert packed.bytes == 256
 

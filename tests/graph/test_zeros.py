@@ -144,7 +144,7 @@ def test_a_projection_that_others_read_is_computed_whole() -> None:
 
 
 def test_zeros_of_the_wrong_factor() -> None:
-    """silu(g) * relu(u): u has the zeros, and then the gate's projection is the one to be spared."""
+    """silu(g) * relu(u): u has the zeros, and g's projection is not behind a plain factor."""
 
     def act(gate: Tensor, up: Tensor) -> Tensor:
         return F.silu(gate) * F.relu(up)

@@ -240,14 +240,15 @@ def small_arguments():
     index, kept, limit = torch.arange(40).int(), torch.randn(1, 40), torch.ones(1)
     count, wide = torch.tensor([30]).int(), torch.randn(40, 50)
     x, y = torch.randn(1, 50), torch.randn(1, 50)
-    gated = (x, [kept], "a0", limit, wide, wide[:, 0], wide, [y], "add(y, a0)")
+    weight = wide.T.contiguous()
+    gated = (x, [kept], "a0", limit, wide, wide[:, 0], weight, [y], "add(y, a0)")
     return {
         "bipartite_match": [(torch.randn(1, 197, 384), None, protected, 6)],
         "merge_assignment": [(score, score.long() * 0, torch.ones(1, 197), protected, 120, False)],
         "mask_compact": [([kept], "relu(a0)", limit), ([kept], "a0", None)],
         "sparse_input_gemv": [
-            (index, kept, count, wide, [y], "add(y, a0)"),
-            (index, kept, count, wide, [], "y"),
+            (index, kept, count, weight, [y], "add(y, a0)"),
+            (index, kept, count, weight, [], "y"),
         ],
         "sparse_output_gemv": [
             (x, index, count, wide, [kept], "mul(y, a0)"),
@@ -255,7 +256,7 @@ def small_arguments():
         ],
         "glu_neuron": [
             gated,
-            (*gated[:3], None, wide, None, wide, [], "y"),
+            (*gated[:3], None, wide, None, weight, [], "y"),
         ],
         "row_stats_relu": [(x, 0.5)],
     }

@@ -75,7 +75,9 @@ def zero_regions(graph: Graph, static: frozenset[Node]) -> list[ZeroRegion]:
 def is_projection(node: Node, static: frozenset[Node]) -> bool:
     """Whether a call is a linear layer with a parameter for its weight."""
     weight = node.args[1] if node.target is aten.linear.default else None
-    return weight in static and is_float(node) and fake_value(node.args[1]).dim() == 2
+    if not isinstance(weight, Node) or weight not in static or not is_float(node):
+        return False
+    return fake_value(weight).dim() == 2
 
 
 def zero_region(node: Node, static: frozenset[Node]) -> ZeroRegion | None:
@@ -104,9 +106,10 @@ def zero_region(node: Node, static: frozenset[Node]) -> ZeroRegion | None:
 def natural_zeros(expression: Expression) -> Iterator[Expression]:
     """Parts that are zero on intervals, and with them the whole expression."""
     for part in dict.fromkeys(parts(expression)):
-        if isinstance(part, Call) and is_zero_on_interval(part):
-            if part == expression or is_zero_where(expression, [part]):
-                yield part
+        if not isinstance(part, Call) or not is_zero_on_interval(part):
+            continue
+        if part == expression or is_zero_where(expression, [part]):
+            yield part
 
 
 def is_zero_on_interval(part: Call) -> bool:
@@ -177,7 +180,7 @@ def projected(region: ZeroRegion, node: Node, static: frozenset[Node]) -> Part |
         return None
     length = fake_value(node).shape[-1]
     rows = math.prod(fake_value(node).shape[:-1])
-    source = fake_value(part.projection.args[0])
+    source = fake_value(part.projection.all_input_nodes[0])
     whole = same(math.prod(source.shape[:-1]), rows) and same(rows, region.rows)
     return part if whole and length == region.entries == part.length else None
 

@@ -43,7 +43,8 @@ def sparse_input_gemv(
     Sums are float32 and in a fixed order. Entries that are not listed are never read, so infinities
     and NaN in their weights do not matter; those in listed ones meet kept values that are 0 as in
     any product. `density`, the share of entries that is expected to be listed, changes no
-    result: the cost model reads it. Gradients are refused. Raises CallError where the list is out of range.
+    result: the cost model reads it. Gradients are refused. Raises CallError where the list is out
+    of range.
     """
     call = torch.ops.tokenpass.sparse_input_gemv.default
     return call(index, kept, count, weight, inputs, epilogue, density)

@@ -8,6 +8,7 @@ static, so that nothing is data-dependent to a compiler.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import sympy
 import torch
@@ -142,7 +143,8 @@ def product(*sizes: int | torch.SymInt) -> sympy.Expr:
 
 def share_of(density: float) -> sympy.Expr:
     """An expected share as an exact number."""
-    return sympy.Rational(density).limit_denominator(10**6)
+    share = Fraction(density).limit_denominator(10**6)
+    return sympy.Rational(share.numerator, share.denominator)
 
 
 def example_inputs(
