@@ -39,6 +39,7 @@ class CppTemplate(KernelTemplate):
     isas: ClassVar[tuple[str, ...]] = ("avx512", "avx2", "scalar")
     any_threads: ClassVar[bool] = False
     """Whether results have the same bits for every number of threads."""
+
     def parameters(self, problem: Problem) -> Parameters:
         return {"isa": available(self.isas)[0], **self.details(problem)}
 

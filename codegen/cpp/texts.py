@@ -95,9 +95,7 @@ class Inputs:
         place = "const int32_t *from" if by_index else "int64_t from"
         expression: Expression = parse(text)
         lines = "".join(f"    {line}\n" for line in statements(expression, read))
-        return (
-            f"// {text}\n" if len(text) < 90 else ""
-        ) + (
+        return (f"// {text}\n" if len(text) < 90 else "") + (
             f"template <bool part> static inline vf {name}(\n"
             f"    vf y, {self.pointers}{place}, int64_t n) {{\n{lines}    return result;\n}}\n\n"
         )
