@@ -131,7 +131,8 @@ def dots(isa: str, rows: int) -> str:
 
 COMBINE = Template("""\
 constexpr int64_t SUM_ROWS = $rows;
-constexpr int64_t TILE = $tile;  // columns whose sums stay in the first-level cache
+constexpr int64_t TILE = $tile;  // columns whose sums stay in the second-level cache
+constexpr int64_t AHEAD = 512;  // bytes
 constexpr int64_t GROUP = 8;  // entries of one pass over a tile
 
 // y += coefficients x G rows of the packed weight, for R rows of y and `columns` columns.
@@ -141,7 +142,10 @@ template <int64_t R, int64_t G, typename T> static inline void add_rows(
     for (; at + W <= columns; at += W) {
         vf w[G];
 #pragma GCC unroll 8
-        for (int64_t g = 0; g < G; g++) w[g] = load(from[g] + at);
+        for (int64_t g = 0; g < G; g++) {
+            w[g] = load(from[g] + at);
+            __builtin_prefetch((const char *)(from[g] + at) + AHEAD);
+        }
 #pragma GCC unroll 8
         for (int64_t row = 0; row < R; row++) {
             vf sum = load(y + row * TILE + at);
@@ -165,7 +169,9 @@ template <int64_t R, typename T, typename O> static void combine_tile(
     int64_t kept_row, int64_t count, int64_t start, int64_t columns, $declarations
     int64_t row, O *out, int64_t out_row) {
     alignas(64) float y[R * TILE];
-    for (int64_t at = 0; at < R * TILE; at++) y[at] = 0.0f;
+    for (int64_t at = 0; at < R; at++)
+        for (int64_t column = 0; column < columns; column += W)
+            store(y + at * TILE + column, all(0.0f));
     int64_t j = 0;
     for (; j + GROUP <= count; j += GROUP) {
         const T *from[GROUP];
@@ -174,9 +180,10 @@ template <int64_t R, typename T, typename O> static void combine_tile(
             from[g] = packed + index[j + g] * packed_row + start;
             for (int64_t at = 0; at < R; at++) coefficient[at][g] = kept[at * kept_row + j + g];
         }
-        for (int64_t next = j + GROUP; next < j + 2 * GROUP && next < count; next++)
-            for (int64_t line = 0; line < 4 * 64; line += 64)
-                __builtin_prefetch((const char *)(packed + index[next] * packed_row + start) + line);
+        for (int64_t next = j + GROUP; next < j + 2 * GROUP && next < count; next++) {
+            const char *head = (const char *)(packed + index[next] * packed_row + start);
+            for (int64_t line = 0; line < 4 * 64; line += 64) __builtin_prefetch(head + line);
+        }
         add_rows<R, GROUP>(from, coefficient, columns, y);
     }
     for (; j < count; j++) {
@@ -239,7 +246,7 @@ def combine(inputs: Inputs, rows: int) -> str:
     together = max(1, min(rows, 8))
     return COMBINE.substitute(
         rows=together,
-        tile=4096 // together // 64 * 64,
+        tile=16384 // together // 64 * 64,
         declarations=inputs.declarations.rstrip(),
         names=inputs.names,
         row=inputs.row("(row + at)"),
