@@ -91,14 +91,13 @@ def products(case: Case, copies: int) -> tuple[dict[str, list[Product]], list[Pr
         }
         for function in (one for functions in baselines.values() for one in functions):
             function(nothing)
-    packed = [layer.weight.T.contiguous() for layer in layers]
-    return baselines, [lambda x, w=weight: sparse(x, w) for weight in packed]
+    return baselines, [lambda x, w=layer.weight: sparse(x, w) for layer in layers]
 
 
-def sparse(x: Tensor, packed: Tensor) -> Tensor:
+def sparse(x: Tensor, weight: Tensor) -> Tensor:
     """The product, list included."""
     index, kept, count = mask_compact([x], "a0")
-    return sparse_input_gemv(index, kept, count, packed, [], "y")
+    return sparse_input_gemv(index, kept, count, weight, [], "y")
 
 
 def masked_inputs(case: Case, count: int) -> list[Tensor]:

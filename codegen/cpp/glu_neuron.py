@@ -117,7 +117,7 @@ class CppGluNeuron(SparseTemplate):
             down: Tensor,
             extras: list[Tensor],
             epilogue: str,
-            density: float,
+            density: float = 1.0,
         ) -> Tensor:
             (rows, width), (outputs, neurons) = x.shape, down.shape
             packed = PACKED.transposed(down)

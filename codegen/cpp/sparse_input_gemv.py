@@ -83,7 +83,7 @@ class CppSparseInputGemv(SparseTemplate):
             weight: Tensor,
             inputs: list[Tensor],
             epilogue: str,
-            density: float,
+            density: float = 1.0,
         ) -> Tensor:
             rows, (outputs, entries) = kept.shape[0], weight.shape
             packed = PACKED.transposed(weight)

@@ -59,7 +59,7 @@ def int32(*values):
 @pytest.mark.parametrize("name", ["sparse_input_gemv", "sparse_output_gemv"])
 def test_a_list_that_is_out_of_range_is_refused(run, name, index, count, message):
     if name == "sparse_input_gemv":
-        arguments = (index, torch.ones(1, 3), int32(count), torch.ones(3, 4), [], "y")
+        arguments = (index, torch.ones(1, 3), int32(count), torch.ones(4, 3), [], "y")
     else:
         arguments = (torch.ones(1, 4), index, int32(count), torch.ones(3, 4), [], "y")
     for call in (lambda *given: run(name, *given), OPERATOR[name].reference):
@@ -69,7 +69,7 @@ def test_a_list_that_is_out_of_range_is_refused(run, name, index, count, message
 
 def test_what_lies_behind_the_list_is_not_looked_at(run):
     index = int32(2, 99, -5)
-    agree(run, "sparse_input_gemv", index, torch.ones(1, 3), int32(1), torch.ones(3, 4), [], "y")
+    agree(run, "sparse_input_gemv", index, torch.ones(1, 3), int32(1), torch.ones(4, 3), [], "y")
     agree(run, "sparse_output_gemv", torch.ones(1, 4), index, int32(1), torch.ones(3, 4), [], "y")
 
 
@@ -106,7 +106,7 @@ def test_weights_that_are_listed_pass_nan_and_infinities_on(run):
     index, count = int32(*range(7), 0, 0, 0, 0, 0), int32(7)
     kept = torch.ones(2, 12)
     kept[1, 5] = 0.0  # listed because of the other row: 0 * inf is NaN, as in any product
-    (y,) = agree_with_nan(run, "sparse_input_gemv", index, kept, count, packed, [], "y")
+    (y,) = agree_with_nan(run, "sparse_input_gemv", index, kept, count, packed.T, [], "y")
     assert y.isnan().nonzero().tolist() == [[0, 3], [1, 3], [1, 39]] and y[0, 39] == INF
     weight, x = packed.T.contiguous()[:12, :12], torch.ones(2, 12)
     agree_with_nan(run, "sparse_output_gemv", x, index, count, weight, [], "y")
@@ -131,18 +131,18 @@ def test_dtypes_may_differ_and_rows_may_be_many(run, rows):
     limit = torch.tensor([0.9])
     agree(
         run, "glu_neuron", x, [gate, gate[:1].half()], "mul(square(relu(a0)), a1)", limit, up, bias,
-        packed, [residual, torch.ones(rows, 1)], "add(mul(0.5, y), mul(a0, a1))",
+        packed.T, [residual, torch.ones(rows, 1)], "add(mul(0.5, y), mul(a0, a1))",
     )  # fmt: skip
     index, kept, count = run("mask_compact", [gate], "relu(a0)", limit)
-    agree(run, "sparse_input_gemv", index, kept, count, packed, [residual], "add(y, a0)")
+    agree(run, "sparse_input_gemv", index, kept, count, packed.T, [residual], "add(y, a0)")
     agree(run, "sparse_output_gemv", x, index, count, up, [gate.bfloat16()], "add(y, a0)")
 
 
 def test_no_rows_no_columns(run):
     empty = (int32(0, 0), torch.ones(0, 2), int32(0))
-    assert run("sparse_input_gemv", *empty, torch.ones(2, 5), [], "y").shape == (0, 5)
+    assert run("sparse_input_gemv", *empty, torch.ones(5, 2), [], "y").shape == (0, 5)
     none = (int32(0, 1), torch.ones(3, 2), int32(2))
-    assert run("sparse_input_gemv", *none, torch.ones(2, 0), [], "y").shape == (3, 0)
+    assert run("sparse_input_gemv", *none, torch.ones(0, 2), [], "y").shape == (3, 0)
     index, kept, count = run("mask_compact", [torch.ones(0, 4)], "a0", None)
     assert index.shape == (4,) and kept.shape == (0, 4) and int(count) == 0
     assert run("row_stats_relu", torch.ones(0, 0), 1.0).shape == (0, 0)
@@ -155,19 +155,19 @@ def test_weights_in_other_layouts(run):
     index, count = torch.arange(30, dtype=torch.int32), int32(17)
     wide = torch.randn(70, 90, generator=generator)
     for packed in (wide[:30, :50], wide[:50, :30].T, wide[:1, :50].expand(30, 50), wide[::2][:30]):
-        agree(run, "sparse_input_gemv", index, kept, count, packed, [], "y")
+        agree(run, "sparse_input_gemv", index, kept, count, packed.T, [], "y")
         x = torch.randn(3, packed.shape[1], generator=generator)
         agree(run, "sparse_output_gemv", x, index, count, packed, [], "y")
         agree(run, "sparse_output_gemv", x.T.contiguous().T, index, count, packed, [], "y")
     stepped = torch.arange(60, dtype=torch.int32)[::2] // 2
-    agree(run, "sparse_input_gemv", stepped, kept.T.contiguous().T, count, wide[:30], [], "y")
+    agree(run, "sparse_input_gemv", stepped, kept.T.contiguous().T, count, wide[:30].T, [], "y")
 
 
 def test_outputs_are_new_tensors(run):
     x = torch.randn(2, 20)
     index, kept, count = run("mask_compact", [x], "a0", None)
     packed = torch.eye(20)
-    y = run("sparse_input_gemv", index, kept, count, packed, [], "y")
+    y = run("sparse_input_gemv", index, kept, count, packed.T, [], "y")
     assert torch.equal(y, x)
     y.zero_()
     assert x.ne(0).all() and packed.sum() == 20
@@ -178,15 +178,15 @@ def test_compiled_graphs_call_the_kernels():
     library = install_kernels()
     try:
 
-        def layer(x, packed, residual):
+        def layer(x, weight, residual):
             index, kept, count = mask_compact([x], "relu(a0)")
-            return sparse_input_gemv(index, kept, count, packed, [residual], "add(y, a0)") * 2
+            return sparse_input_gemv(index, kept, count, weight, [residual], "add(y, a0)") * 2
 
-        x, packed, residual = torch.randn(1, 64), torch.randn(64, 48), torch.randn(1, 48)
+        x, weight, residual = torch.randn(1, 64), torch.randn(48, 64), torch.randn(1, 48)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("error", FallbackWarning)
-            found = torch.compile(layer, backend="aot_eager", fullgraph=True)(x, packed, residual)
-        want = (x.relu() @ packed + residual) * 2
+            found = torch.compile(layer, backend="aot_eager", fullgraph=True)(x, weight, residual)
+        want = (x.relu() @ weight.T + residual) * 2
         torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
     finally:
         library._destroy()
