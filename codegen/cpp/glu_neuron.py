@@ -27,7 +27,9 @@ $export glu_neuron(
     int32_t *index, float *kept, float *wide, float *h, $stored *out, int64_t rows,
     int64_t neurons, int64_t width, int64_t outputs, int64_t x_row, int64_t up_row,
     int64_t packed_row, int64_t threads) {
-    int64_t active = compact($names threshold, threshold_step, index, kept, rows, neurons);
+    $given
+    $more_given
+    int64_t active = compact(p, threshold, threshold_step, index, kept, rows, neurons);
     widened(x, x_row, wide, rows, width);
     int64_t useful = useful_threads(rows * active * width, threads);
 #pragma omp parallel for schedule(static) num_threads(useful)
@@ -45,8 +47,7 @@ $export glu_neuron(
             }
         }
     }
-    combine(packed, packed_row, index, kept, neurons, active, $more_names
-            out, rows, outputs, threads);
+    combine(packed, packed_row, index, kept, neurons, active, e, out, rows, outputs, threads);
     return 0;
 }
 """)
@@ -91,18 +92,18 @@ class CppGluNeuron(SparseTemplate):
         return (
             prelude(isa)
             + mathematics()
-            + inputs.function("prologue", str(parameters["prologue"]))
-            + extras.function("epilogue", str(parameters["epilogue"]))
-            + compact(inputs, bool(parameters["has_threshold"]))
+            + inputs.function(str(parameters["prologue"]))
+            + extras.function(str(parameters["epilogue"]))
+            + compact(bool(parameters["has_threshold"]))
             + dots(isa, rows)
-            + combine(extras, rows)
+            + combine(rows)
             + SOURCE.substitute(
                 {name: parameters[name] for name in stored_as},
                 export=EXPORT,
-                declarations=inputs.declarations.rstrip(),
-                names=inputs.names,
-                more_declarations=extras.declarations.rstrip(),
-                more_names=extras.names,
+                declarations=inputs.declarations,
+                given=inputs.given,
+                more_declarations=extras.declarations,
+                more_given=extras.given,
             )
         )
 
@@ -158,5 +159,5 @@ class CppGluNeuron(SparseTemplate):
 
 
 def _both(parameters: Parameters) -> tuple[Inputs, Inputs]:
-    """The inputs of the prologue, and of the epilogue under another letter."""
-    return Inputs(str(parameters["inputs"])), Inputs(str(parameters["extras"]), "b")
+    prologue, epilogue = str(parameters["inputs"]), str(parameters["extras"])
+    return Inputs("prologue", prologue), Inputs("epilogue", epilogue)

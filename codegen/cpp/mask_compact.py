@@ -23,7 +23,8 @@ $export mask_compact(
     $declarations
     const float *threshold, int64_t threshold_step, int32_t *index, float *kept, int32_t *count,
     int64_t rows, int64_t entries) {
-    *count = compact($names threshold, threshold_step, index, kept, rows, entries);
+    $given
+    *count = compact(p, threshold, threshold_step, index, kept, rows, entries);
     return 0;
 }
 """)
@@ -43,19 +44,17 @@ class CppMaskCompact(SparseTemplate):
         }
 
     def arguments(self, parameters: Parameters) -> tuple[Any, ...]:
-        inputs = Inputs(str(parameters["inputs"]))
+        inputs = Inputs("prologue", str(parameters["inputs"]))
         return (*inputs.argument_kinds, POINTER, SIZE, POINTER, POINTER, POINTER, SIZE, SIZE)
 
     def render(self, parameters: Parameters) -> str:
-        inputs = Inputs(str(parameters["inputs"]))
+        inputs = Inputs("prologue", str(parameters["inputs"]))
         return (
             prelude(str(parameters["isa"]))
             + mathematics()
-            + inputs.function("prologue", str(parameters["prologue"]))
-            + compact(inputs, bool(parameters["has_threshold"]))
-            + SOURCE.substitute(
-                export=EXPORT, declarations=inputs.declarations.rstrip(), names=inputs.names
-            )
+            + inputs.function(str(parameters["prologue"]))
+            + compact(bool(parameters["has_threshold"]))
+            + SOURCE.substitute(export=EXPORT, declarations=inputs.declarations, given=inputs.given)
         )
 
     def bind(self, function: Callable[..., int], parameters: Parameters) -> Callable[..., Any]:

@@ -5,25 +5,26 @@ from __future__ import annotations
 from string import Template
 
 from tokenpass.codegen.cpp.isa import ISAS
-from tokenpass.codegen.cpp.texts import Inputs
 
 COMPACT = Template("""\
+constexpr bool HAS_THRESHOLD = $has_threshold;
+
 // The entries of v = prologue(inputs) that are active in any row: their list and their values.
 // Values are written where they stand and then moved to the front.
-static int32_t compact($declarations
-    const float *threshold, int64_t threshold_step, int32_t *index, float *kept, int64_t rows,
-    int64_t entries) {
+static int32_t compact(
+    PrologueInputs in, const float *threshold, int64_t threshold_step, int32_t *index,
+    float *kept, int64_t rows, int64_t entries) {
     int32_t count = 0;
     for (int64_t at = 0; at < entries; at += W) {
         int64_t n = entries - at < W ? entries - at : W;
         vi any = {};
         vf limit = all(0.0f);
-        if ($has_threshold)
+        if (HAS_THRESHOLD)
             limit = threshold_step == 0 ? all(*threshold) : load_part(threshold + at, n);
         for (int64_t row = 0; row < rows; row++) {
             vf y = all(0.0f);
-            vf v = n == W ? prologue<false>(y, $row at, n) : prologue<true>(y, $row at, n);
-            vi active = $has_threshold ? (vi)~(absolute(v) <= limit) : (vi)(v != all(0.0f));
+            vf v = n == W ? prologue<false>(y, in, row, at, n) : prologue<true>(y, in, row, at, n);
+            vi active = HAS_THRESHOLD ? (vi)~(absolute(v) <= limit) : (vi)(v != all(0.0f));
             any |= active;  // true is -1; NaN is not below its limit
             store_part(kept + row * entries + at, active ? v : all(0.0f), n);
         }
@@ -42,13 +43,9 @@ static int32_t compact($declarations
 """)
 
 
-def compact(inputs: Inputs, has_threshold: bool) -> str:
+def compact(has_threshold: bool) -> str:
     """`compact`, which calls `prologue`."""
-    return COMPACT.substitute(
-        declarations=inputs.declarations.rstrip(),
-        row=inputs.row("row"),
-        has_threshold="true" if has_threshold else "false",
-    )
+    return COMPACT.substitute(has_threshold="true" if has_threshold else "false")
 
 
 DOTS = Template("""\
@@ -166,7 +163,7 @@ template <int64_t R, int64_t G, typename T> static inline void add_rows(
 // The sums of a tile over the whole list, and what the epilogue makes of them.
 template <int64_t R, typename T, typename O> static void combine_tile(
     const T *packed, int64_t packed_row, const int32_t *index, const float *kept,
-    int64_t kept_row, int64_t count, int64_t start, int64_t columns, $declarations
+    int64_t kept_row, int64_t count, int64_t start, int64_t columns, EpilogueInputs in,
     int64_t row, O *out, int64_t out_row) {
     alignas(64) float y[R * TILE];
     for (int64_t at = 0; at < R; at++)
@@ -194,21 +191,22 @@ template <int64_t R, typename T, typename O> static void combine_tile(
     }
     for (int64_t at = 0; at < R; at++) {
         O *to = out + at * out_row + start;
-        int64_t column = 0;
+        const float *from = y + at * TILE;
+        int64_t column = 0, n;
         for (; column + W <= columns; column += W)
-            store(to + column, epilogue<false>(load(y + at * TILE + column),
-                                               $row start + column, W));
-        if (column < columns)
-            store_part(to + column, epilogue<true>(load(y + at * TILE + column),
-                       $row start + column, columns - column), columns - column);
+            store(to + column,
+                  epilogue<false>(load(from + column), in, row + at, start + column, W));
+        if ((n = columns - column) > 0)
+            store_part(to + column,
+                       epilogue<true>(load(from + column), in, row + at, start + column, n), n);
     }
 }
 
 // out = epilogue(kept x packed[index]): threads share the columns, so that every sum has one order.
 template <typename T, typename O> static void combine(
     const T *packed, int64_t packed_row, const int32_t *index, const float *kept,
-    int64_t kept_row, int64_t count, $declarations
-    O *out, int64_t rows, int64_t outputs, int64_t threads) {
+    int64_t kept_row, int64_t count, EpilogueInputs in, O *out, int64_t rows, int64_t outputs,
+    int64_t threads) {
     threads = useful_threads(rows * (count + 1) * outputs, threads);
     int64_t share = ((outputs + threads - 1) / threads + 63) / 64 * 64;
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -218,11 +216,11 @@ template <typename T, typename O> static void combine(
             int64_t columns = stop - start < TILE ? stop - start : TILE, row = 0;
             for (; row + SUM_ROWS <= rows; row += SUM_ROWS)
                 combine_tile<SUM_ROWS>(packed, packed_row, index, kept + row * kept_row, kept_row,
-                                       count, start, columns, $names
-                                       row, out + row * outputs, outputs);
+                                       count, start, columns, in, row, out + row * outputs,
+                                       outputs);
             for (; row < rows; row++)
                 combine_tile<1>(packed, packed_row, index, kept + row * kept_row, kept_row, count,
-                                start, columns, $names row, out + row * outputs, outputs);
+                                start, columns, in, row, out + row * outputs, outputs);
         }
     }
 }
@@ -241,13 +239,7 @@ static int check_list(const int32_t *index, int64_t count, int64_t entries) {
 """
 
 
-def combine(inputs: Inputs, rows: int) -> str:
+def combine(rows: int) -> str:
     """`combine`, which calls `epilogue`."""
     together = max(1, min(rows, 8))
-    return COMBINE.substitute(
-        rows=together,
-        tile=16384 // together // 64 * 64,
-        declarations=inputs.declarations.rstrip(),
-        names=inputs.names,
-        row=inputs.row("(row + at)"),
-    )
+    return COMBINE.substitute(rows=together, tile=16384 // together // 64 * 64)

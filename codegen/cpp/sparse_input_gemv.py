@@ -30,8 +30,9 @@ $export sparse_input_gemv(
     int64_t packed_row, int64_t threads) {
     int status = check_list(index, *count, entries);
     if (status) return status;
-    combine(packed, packed_row, index, kept, kept_row, *count, $names
-            out, rows, outputs, threads);
+    $given
+    combine(packed, packed_row, index, kept, kept_row, *count, e, out, rows, outputs,
+            threads);
     return 0;
 }
 """)
@@ -56,22 +57,22 @@ class CppSparseInputGemv(SparseTemplate):
         }
 
     def arguments(self, parameters: Parameters) -> tuple[Any, ...]:
-        inputs = Inputs(str(parameters["inputs"]))
+        inputs = Inputs("epilogue", str(parameters["inputs"]))
         return (*(POINTER,) * 4, *inputs.argument_kinds, POINTER, *(SIZE,) * 6)
 
     def render(self, parameters: Parameters) -> str:
-        inputs = Inputs(str(parameters["inputs"]))
+        inputs = Inputs("epilogue", str(parameters["inputs"]))
         return (
             prelude(str(parameters["isa"]))
             + mathematics()
-            + inputs.function("epilogue", str(parameters["epilogue"]))
-            + combine(inputs, int(parameters["rows"]))
+            + inputs.function(str(parameters["epilogue"]))
+            + combine(int(parameters["rows"]))
             + CHECK_LIST
             + SOURCE.substitute(
                 export=EXPORT,
                 stored=parameters["stored"],
-                declarations=inputs.declarations.rstrip(),
-                names=inputs.names,
+                declarations=inputs.declarations,
+                given=inputs.given,
             )
         )
 

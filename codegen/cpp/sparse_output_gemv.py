@@ -27,6 +27,7 @@ $export sparse_output_gemv(
     int64_t active = *count;
     int status = check_list(index, active, entries);
     if (status) return status;
+    $given
     widened(x, x_row, wide, rows, width);
     threads = useful_threads(rows * active * width, threads);
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -38,7 +39,7 @@ $export sparse_output_gemv(
             for (int64_t j = chunk; j < stop; j += W) {
                 int64_t n = stop - j < W ? stop - j : W;
                 float *to = h + row * entries + j;
-                store_part(to, epilogue<true>(load_part(to, n), $row index + j, n), n);
+                store_part(to, epilogue<true>(load_part(to, n), e, row, index + j, n), n);
             }
     }
     return 0;
@@ -65,23 +66,23 @@ class CppSparseOutputGemv(SparseTemplate):
         }
 
     def arguments(self, parameters: Parameters) -> tuple[Any, ...]:
-        inputs = Inputs(str(parameters["inputs"]))
+        inputs = Inputs("epilogue", str(parameters["inputs"]))
         return (*(POINTER,) * 4, *inputs.argument_kinds, POINTER, POINTER, *(SIZE,) * 6)
 
     def render(self, parameters: Parameters) -> str:
-        isa, inputs = str(parameters["isa"]), Inputs(str(parameters["inputs"]))
+        isa, inputs = str(parameters["isa"]), Inputs("epilogue", str(parameters["inputs"]))
         return (
             prelude(isa)
             + mathematics()
-            + inputs.function("epilogue", str(parameters["epilogue"]), by_index=True)
+            + inputs.function(str(parameters["epilogue"]), by_index=True)
             + dots(isa, int(parameters["rows"]))
             + CHECK_LIST
             + SOURCE.substitute(
                 export=EXPORT,
                 x_stored=parameters["x_stored"],
                 stored=parameters["stored"],
-                declarations=inputs.declarations.rstrip(),
-                row=inputs.row("row"),
+                declarations=inputs.declarations,
+                given=inputs.given,
             )
         )
 

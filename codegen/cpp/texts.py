@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from tokenpass.codegen.base import Argument
 from tokenpass.codegen.cpp.pointwise import statements
 from tokenpass.codegen.cpp.template import POINTER, SIZE, STORED
-from tokenpass.ops.pointwise import Computed, Expression, Input, parse
+from tokenpass.ops.pointwise import Computed, Input, parse
 
 COLUMN = "_column"
 NOTHING = "nothing"
@@ -30,56 +30,50 @@ def canonical(text: str) -> str:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of one text in C++: `a0` and its row stride `a0_row`, `a1` and so on.
+    """The inputs of one text in C++: a struct of addresses and row strides, and what reads it.
 
-    `kinds` is what `described` gave; `letter` tells two lists of one kernel apart.
+    `name` is the text's, `kinds` what `described` gave.
     """
 
+    name: Literal["prologue", "epilogue"]
     kinds: str
-    letter: str = "a"
 
     @property
     def each(self) -> tuple[str, ...]:
         """The kind of every input."""
         return () if self.kinds == NOTHING else tuple(self.kinds.split("."))
 
-    def _stored(self, at: int) -> str:
-        return self.each[at].removesuffix(COLUMN)
-
     @property
-    def pointers(self) -> str:
-        """Declarations of addresses, each followed by a comma."""
-        return "".join(
-            f"const {self._stored(at)} *{self.letter}{at}, " for at in range(len(self.each))
-        )
+    def struct(self) -> str:
+        """The name of the struct."""
+        return f"{self.name.capitalize()}Inputs"
 
-    @property
-    def declarations(self) -> str:
-        """Declarations of addresses and row strides, each followed by a comma."""
-        return "".join(
-            f"const {self._stored(at)} *{self.letter}{at}, int64_t {self.letter}{at}_row,\n    "
-            for at in range(len(self.each))
-        )
-
-    @property
-    def names(self) -> str:
-        """What passes all declarations on, each followed by a comma."""
-        return "".join(f"{n}, {n}_row, " for n in self._names())
-
-    def row(self, row: str) -> str:
-        """What passes the addresses of one row, each followed by a comma."""
-        return "".join(f"{n} + {row} * {n}_row, " for n in self._names())
-
-    def _names(self) -> list[str]:
-        return [f"{self.letter}{at}" for at in range(len(self.each))]
+    def _members(self, letter: str) -> list[str]:
+        end = "; " if letter == "a" else ", "
+        return [
+            f"const {kind.removesuffix(COLUMN)} *{letter}{at}{end}int64_t {letter}{at}_row"
+            for at, kind in enumerate(self.each)
+        ]
 
     @property
     def argument_kinds(self) -> tuple[Any, ...]:
         """The kinds of what `addresses` gives."""
         return (POINTER, SIZE) * len(self.each)
 
-    def function(self, name: str, text: str, *, by_index: bool = False) -> str:
-        """`name<part>(y, a0, ..., from, n)`: the text on W columns, or on n where `part`.
+    @property
+    def declarations(self) -> str:
+        """The exported function's parameters for the inputs, each with a comma behind it."""
+        return "".join(f"{member},\n    " for member in self._members(self.name[0])).rstrip()
+
+    @property
+    def given(self) -> str:
+        """A statement that makes the struct of the exported function's parameters, `p` or `e`."""
+        letter = self.name[0]
+        values = (f"{letter}{at}, {letter}{at}_row,\n        " for at in range(len(self.each)))
+        return f"const {self.struct} {letter} = {{{''.join(values).rstrip()}}};"
+
+    def function(self, text: str, *, by_index: bool = False) -> str:
+        """The struct, and `name<part>(y, in, row, from, n)`: the text on W columns, n where `part`.
 
         `from` is the first column, or with `by_index` the list of columns.
         """
@@ -87,17 +81,19 @@ class Inputs:
         def read(leaf: Input | Computed) -> str:
             if isinstance(leaf, Computed):
                 return "y"
-            name = f"{self.letter}{leaf.index}"
+            line = f"in.a{leaf.index} + row * in.a{leaf.index}_row"
             if self.each[leaf.index].endswith(COLUMN):
-                return f"all(one({name}))"
-            return f"gather({name}, from, n)" if by_index else f"take<part>({name} + from, n)"
+                return f"all(one({line}))"
+            return f"gather({line}, from, n)" if by_index else f"take<part>({line} + from, n)"
 
+        members = "".join(f"    {member};\n" for member in self._members("a"))
         place = "const int32_t *from" if by_index else "int64_t from"
-        expression: Expression = parse(text)
-        lines = "".join(f"    {line}\n" for line in statements(expression, read))
-        return (f"// {text}\n" if len(text) < 90 else "") + (
-            f"template <bool part> static inline vf {name}(\n"
-            f"    vf y, {self.pointers}{place}, int64_t n) {{\n{lines}    return result;\n}}\n\n"
+        lines = "".join(f"    {line}\n" for line in statements(parse(text), read))
+        return (
+            f"struct {self.struct} {{\n{members}}};\n\n"
+            f"template <bool part> static inline vf {self.name}(\n"
+            f"    vf y, {self.struct} in, int64_t row, {place}, int64_t n) {{\n"
+            f"{lines}    return result;\n}}\n\n"
         )
 
 
