@@ -58,6 +58,22 @@ def fails():
 """
 
 
+DECODING = """
+import torch
+from torch import nn
+
+class Step(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 4096), nn.Linear(4096, 16)
+
+    def forward(self, x):
+        return x + self.down(self.up(x).relu())
+
+made = Step().eval(), (torch.randn(1, 16),)
+"""
+
+
 @pytest.fixture
 def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the user's code, in which the command runs, 100 columns wide."""
@@ -101,6 +117,30 @@ def test_explain(
         file = "users_code.py:make"
         assert run(monkeypatch, "explain", file, "--config", "plan.yaml") == 0
         assert "token_merge/head_cosine" in capsys.readouterr().out
+
+
+def test_explain_prints_kernels(
+    user: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (user / "decoding.py").write_text(DECODING, encoding="utf-8")
+    try:
+        arguments = ("decoding:made", "--flops", "--kernels")
+        assert run(monkeypatch, "explain", *arguments) == 0
+    finally:
+        sys.modules.pop("decoding", None)
+    shown = capsys.readouterr().out
+    for part in (
+        "natural_zeros",
+        "second copies of weights",
+        "sparse_input_gemv_",
+        "in down",
+        "operator mask_compact, template cpp_mask_compact",
+        'extern "C"',
+    ):
+        assert part in shown
+    arguments = ("users_code:make", "--budget", "50%", "--flops", "--kernels")
+    assert run(monkeypatch, "explain", *arguments) == 0
+    assert "operator bipartite_match" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

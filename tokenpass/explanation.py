@@ -19,6 +19,7 @@ from tokenpass.dynamo_state import forgotten
 from tokenpass.edits import Plan
 from tokenpass.errors import OptionError, UserError
 from tokenpass.options import read_options
+from tokenpass.pipeline.kernels import KernelUse, kernels_of
 from tokenpass.report import GraphReport, text
 
 
@@ -26,10 +27,12 @@ from tokenpass.report import GraphReport, text
 class Explanation:
     """One report for each graph that `torch.compile` would make of the call, in order.
 
-    Printing it tells everything; `graphs` holds the same as values.
+    Printing it tells everything; `graphs` holds the same as values, `kernels` the generated kernels
+    of each graph.
     """
 
     graphs: tuple[GraphReport, ...]
+    kernels: tuple[tuple[KernelUse, ...], ...] = ()
 
     def __str__(self) -> str:
         if not self.graphs:
@@ -85,7 +88,7 @@ def explain(
         torch.compile(plain, backend=collector)(*args, **kwargs)
     if collector.errors:
         raise collector.errors[0]
-    return Explanation(tuple(collector.reports))
+    return Explanation(tuple(collector.reports), tuple(collector.kernels))
 
 
 class Collector:
@@ -94,12 +97,15 @@ class Collector:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.reports: list[GraphReport] = []
+        self.kernels: list[tuple[KernelUse, ...]] = []
         self.errors: list[Exception] = []
 
     def __call__(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         # an exception would leave Dynamo wrapped in one of its own
         try:
-            self.reports.append(plan_graph(module, example_inputs, self.config).report)
+            made = plan_graph(module, example_inputs, self.config)
+            self.reports.append(made.report)
+            self.kernels.append(() if made.planned is None else kernels_of(made.planned))
         except UserError as error:
             self.errors.append(error)
         except Exception as error:  # whatever the backend would fall back from
@@ -108,6 +114,7 @@ class Collector:
             budget = self.config.budget or 1.0
             told = GraphReport("fallback", Plan("", budget=budget), cause=summarised(error))
             self.reports.append(told)
+            self.kernels.append(())
         return module.forward
 
 

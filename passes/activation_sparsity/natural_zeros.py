@@ -105,6 +105,7 @@ def replacement(region: ZeroRegion) -> Replacement:
     weight = fake_value(region.weight)
     return Replacement(
         tail.end,
+        region.down,
         f"{module_path(region.down) or region.down.name}:projection",
         "glu_neuron" if region.up is not None else "sparse_input_gemv",
         str(region.entries),
@@ -195,7 +196,9 @@ def renumbered(expression: Expression, numbers: dict[int, int]) -> Expression:
         return Input(numbers[expression.index])
     if not isinstance(expression, Call):
         return expression
-    return Call(expression.function, tuple(renumbered(one, numbers) for one in expression.arguments))
+    return Call(
+        expression.function, tuple(renumbered(one, numbers) for one in expression.arguments)
+    )
 
 
 def gate_input(calls: Calls, node: Node, up: Part) -> Node:

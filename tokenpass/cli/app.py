@@ -95,6 +95,9 @@ def explain(
         str | None, typer.Option(metavar="NAME|FILE", help="A device profile.")
     ] = None,
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan here.")] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Print the sources of the generated kernels too.")
+    ] = False,
 ) -> None:
     """Plan a model without compiling it, and tell every edit and every reason."""
     options: dict[str, Any] = {
@@ -116,6 +119,8 @@ def explain(
         except Exception as error:
             raise UserError(f"calling the model raised {told(error)}") from error
     out.print(tables.explanation(explanation))
+    if kernels:
+        out.print(tables.kernels(explanation))
     if save is not None:
         explanation.save_plan(save)
         tables.saved(out, "plan written", save)

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
+from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
@@ -33,6 +34,26 @@ def explanation(told: Explanation) -> RenderableType:
     return Group(*parts)
 
 
+def kernels(told: Explanation) -> RenderableType:
+    """Every generated kernel of a call, with its source and the calls that it serves."""
+    parts: list[RenderableType] = []
+    for use in dict.fromkeys(use for uses in told.kernels for use in uses):
+        parts.append(Text(use.name, style="bold"))
+        parts.append(Text(f"serves {', '.join(use.nodes)}" + where(use.modules), style="dim"))
+        if use.source:
+            language = "cpp" if use.template.startswith("cpp") else "python"
+            parts.append(Syntax(use.source, language, word_wrap=True, background_color="default"))
+        else:
+            parts.append(Text(f"the reference runs: {use.because}"))
+    return Group(*(parts or [Text("no generated kernels: the graph has none of our operators")]))
+
+
+def where(modules: Iterable[str]) -> str:
+    """The modules that a kernel serves, if any are known."""
+    named = ", ".join(modules)
+    return f" in {named}" if named else ""
+
+
 def report(graph: GraphReport) -> RenderableType:
     """One graph: what happened, its layers, its edits, and what was left alone."""
     style = {"edited": "bold green", "fallback": "bold red"}.get(graph.outcome, "bold")
@@ -42,6 +63,8 @@ def report(graph: GraphReport) -> RenderableType:
     if graph.layers:
         parts.append(layers(graph))
     parts += listed("edits", [edit_text(edit) for edit in graph.plan.edits])
+    if graph.packed_bytes:
+        parts += listed("second copies of weights", [f"{graph.packed_bytes / 1e6:.1f} MB"])
     parts += listed("notes", graph.plan.notes)
     parts += left_alone(graph.rejections)
     if graph.unknown:

@@ -22,12 +22,14 @@ from tokenpass.tracing import carry_over, fake_value, is_impure, plain_constants
 class Replacement:
     """A node whose value `make` computes otherwise, from nodes that stand before it.
 
+    `origin`: the operator of the model whose source line and module the new calls are told to have.
     `make` is given the means to add calls, and returns the node of the same shape and dtype.
     `site`, `policy` and `level` name it in a plan; `packed_bytes` is what second copies of weights
     take that its kernels keep.
     """
 
     node: Node
+    origin: Node
     site: str
     policy: str
     level: str
@@ -41,6 +43,7 @@ class Calls:
 
     graph: Graph
     before: Node
+    origin: Node
     owner: int
     copied: dict[Node, Node]
 
@@ -53,7 +56,7 @@ class Calls:
         with self.graph.inserting_before(self.before):
             made = self.graph.call_function(target, args)
         known = ("stack_trace", "nn_module_stack", "source_fn_stack")
-        made.meta = {key: self.before.meta[key] for key in known if key in self.before.meta}
+        made.meta = {key: self.origin.meta[key] for key in known if key in self.origin.meta}
         made.meta["tokenpass_edit"] = self.owner
         made.meta["val"] = target(*map_arg(args, fake_value))
         return made
@@ -70,7 +73,7 @@ def replaced(
     graph.output(output).meta = dict(old_output.meta)
     for owner, replacement in enumerate(replacements, start=first_owner):
         node = copied[replacement.node]
-        made = replacement.make(Calls(graph, node, owner, copied))
+        made = replacement.make(Calls(graph, node, replacement.origin, owner, copied))
         node.replace_all_uses_with(made)
         copied[replacement.node] = made
     graph.eliminate_dead_code(is_impure)
