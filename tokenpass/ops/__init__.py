@@ -9,10 +9,26 @@ from __future__ import annotations
 
 import torch
 
-from tokenpass.ops import bipartite_match, merge_assignment
+from tokenpass.ops import (
+    attention_column_sums,
+    attention_row,
+    bipartite_match,
+    farthest_point,
+    gather_tokens,
+    merge_assignment,
+    merge_tokens,
+)
 from tokenpass.ops.operator import NAMESPACE, Operator
 
-OPERATORS: tuple[Operator, ...] = (bipartite_match.OPERATOR, merge_assignment.OPERATOR)
+OPERATORS: tuple[Operator, ...] = (
+    attention_column_sums.OPERATOR,
+    attention_row.OPERATOR,
+    bipartite_match.OPERATOR,
+    farthest_point.OPERATOR,
+    gather_tokens.OPERATOR,
+    merge_assignment.OPERATOR,
+    merge_tokens.OPERATOR,
+)
 
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 """Keeps the definitions alive: they end with this object."""

@@ -15,6 +15,19 @@ NAMESPACE = "tokenpass"
 
 
 @dataclass(frozen=True)
+class Backward:
+    """The gradient of an operator, in torch's words for a function with a gradient.
+
+    `keep(ctx, inputs, output)` saves what `gradient(ctx, *grads)` reads; the latter returns one
+    gradient or None for each argument. `inputs` are the places of the arguments that have one.
+    """
+
+    keep: Callable[..., None]
+    gradient: Callable[..., Any]
+    inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Operator:
     """One operator of our own, whole: everything that the contract suite checks stands here.
 
@@ -23,7 +36,7 @@ class Operator:
     shapes from fake tensors with symbolic sizes; `cost` takes the call's own arguments (fake or
     real) and returns expressions of their sizes. `example(generator, dtype, **sizes)` makes the
     arguments of one call, `sizes` names its free sizes with the ranges worth testing, `dtypes`
-    what it accepts.
+    what it accepts. `backward` is None where every output is a choice, which has no gradient.
     """
 
     name: str
@@ -35,6 +48,7 @@ class Operator:
     example: Callable[..., tuple[Any, ...]]
     sizes: Mapping[str, range]
     dtypes: tuple[torch.dtype, ...]
+    backward: Backward | None = None
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -45,18 +59,29 @@ class Operator:
         """Define the operator in `library`, with the reference as its implementation everywhere.
 
         `define` and `impl` cost 2 us a call where `torch.library.custom_op` costs 10 (17 where an
-        input requires grad). The Autograd key falls through: every operator here returns choices
-        (indices and the scores that led to them), which have no gradient, so none is recorded.
+        input requires grad). Where all outputs are choices (indices and the scores that led to
+        them) the Autograd key falls through, so nothing is recorded.
         """
         library.define(
             self.name + self.schema,
             tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout),
         )
         library.impl(self.name, self.reference, "CompositeExplicitAutograd")
-        library.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
-        torch.library.register_fake(f"{NAMESPACE}::{self.name}", self.fake, lib=library)
+        qualified = f"{NAMESPACE}::{self.name}"
+        torch.library.register_fake(qualified, self.fake, lib=library)
+        if self.backward is None:
+            library.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
+        else:
+            torch.library.register_autograd(
+                qualified, self.backward.gradient, setup_context=self.backward.keep, lib=library
+            )
 
 
 def size_expr(size: int | torch.SymInt) -> sympy.Expr:
     """A tensor's size as the sympy expression that stands behind it."""
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+def sum_dtype(x: torch.Tensor) -> torch.dtype:
+    """What sums over a tensor's values are held in: float32, or float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
