@@ -6,6 +6,7 @@ The next kernel is one file and one entry here. No compiler is imported before i
 from __future__ import annotations
 
 from tokenpass.codegen.base import KernelTemplate
-from tokenpass.codegen.triton.bipartite_match import BipartiteMatch
+from tokenpass.codegen.cpp.bipartite_match import CppBipartiteMatch
+from tokenpass.codegen.triton.bipartite_match import TritonBipartiteMatch
 
-TEMPLATES: tuple[KernelTemplate, ...] = (BipartiteMatch(),)
+TEMPLATES: tuple[KernelTemplate, ...] = (TritonBipartiteMatch(), CppBipartiteMatch())

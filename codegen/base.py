@@ -1,9 +1,9 @@
-"""What a kernel template is: a problem it accepts, and the source text it gives for it."""
+"""What a kernel template is: a problem it accepts, the source it gives, and how to run it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -25,55 +25,79 @@ class Argument:
     shape: tuple[int | None, ...]
 
 
+Described = Argument | tuple[Argument, ...] | int | float | str | None
+
+
 @dataclass(frozen=True)
 class Problem:
     """One call of an operator: where it runs, and on what.
 
-    Numbers stand for themselves; None is an absent tensor, or a number that is not known.
+    Numbers and text stand for themselves, a tuple for a list of tensors; None is an absent tensor,
+    or a number that is not known.
     """
 
     operator: str
     device: str
-    arguments: tuple[Argument | int | None, ...]
+    arguments: tuple[Described, ...]
 
     def tensor(self, index: int) -> Argument | None:
         """The tensor argument at a place; None where it is absent."""
         argument = self.arguments[index]
         return argument if isinstance(argument, Argument) else None
 
+    def tensors(self, index: int) -> tuple[Argument, ...]:
+        """The list of tensors at a place; empty where there is none."""
+        argument = self.arguments[index]
+        return argument if isinstance(argument, tuple) else ()
+
+    def text(self, index: int) -> str:
+        """The text at a place; empty where there is none."""
+        argument = self.arguments[index]
+        return argument if isinstance(argument, str) else ""
+
 
 def problem_of(operator: str, arguments: Sequence[Any]) -> Problem:
     """The problem that a call poses, from its tensors, real or fake."""
     described = tuple(map(described_argument, arguments))
-    device = next(
-        (value.device.type for value in arguments if isinstance(value, torch.Tensor)), "cpu"
-    )
-    return Problem(operator, device, described)
+    return Problem(operator, device_type(arguments), described)
 
 
-def described_argument(value: Any) -> Argument | int | None:
+def device_type(arguments: Sequence[Any]) -> str:
+    """The type of the first tensor's device, one in a list included; "cpu" without tensors."""
+    for value in arguments:
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, torch.Tensor):
+                return one.device.type
+    return "cpu"
+
+
+def described_argument(value: Any) -> Described:
     """What a template may know of one argument of a call."""
     if isinstance(value, torch.Tensor):
         sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
         return Argument(value.dtype, sizes)
-    return value if isinstance(value, int) else None
+    if isinstance(value, list | tuple):
+        tensors = (described_argument(one) for one in value)
+        return tuple(one for one in tensors if isinstance(one, Argument))
+    return value if isinstance(value, int | float | str) else None
 
 
 class KernelTemplate(ABC):
-    """Generates the source of one operator's kernel for one target.
+    """Generates the source of one operator's kernel for one target, and makes it callable.
 
-    The source is a Python module that defines `launch`, with the operator's own parameters and
-    results. It is made from `parameters` alone: no name and no text of the user's enters it.
+    The source is made from `parameters` alone: no name and no text of the user's enters it.
     """
 
     name: ClassVar[str]
     operator: ClassVar[str]
     target: ClassVar[Target]
     device: ClassVar[str]
+    comment: ClassVar[str] = "#"
+    """What opens a comment in the target's language."""
 
     @abstractmethod
     def supports(self, problem: Problem) -> Rejection | None:
-        """None where the kernel can run `problem`, else the reason; called at every launch."""
+        """None where the kernel can run `problem`, else the reason; asked once per kind of call."""
 
     @abstractmethod
     def parameters(self, problem: Problem) -> Parameters:
@@ -81,24 +105,8 @@ class KernelTemplate(ABC):
 
     @abstractmethod
     def render(self, parameters: Parameters) -> str:
-        """The module's source text."""
+        """The source text."""
 
     @abstractmethod
-    def ahead_of_time(self, parameters: Parameters) -> AheadOfTime:
-        """How to compile the rendered kernel with no device and no arguments at hand."""
-
-
-@dataclass(frozen=True)
-class AheadOfTime:
-    """What a compiler needs to know about a kernel that is compiled before its first call.
-
-    `function` names the kernel in the rendered module; `signature` gives each argument's type in
-    Triton's words, `"constexpr"` for those in `constants`; `divisible` lists the arguments that
-    are multiples of 16 in a typical call (without it another kernel is compiled: unaligned loads).
-    """
-
-    function: str
-    signature: Mapping[str, str]
-    constants: Mapping[str, Any]
-    divisible: tuple[str, ...]
-    options: Mapping[str, int]
+    def launcher(self, parameters: Parameters) -> Callable[..., Any]:
+        """The kernel with the operator's parameters and results; raises what a compiler does."""

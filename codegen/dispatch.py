@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 from tokenpass.codegen import TEMPLATES
-from tokenpass.codegen.base import KernelTemplate, problem_of
-from tokenpass.codegen.cache import load
+from tokenpass.codegen.base import KernelTemplate, device_type, problem_of
 from tokenpass.codegen.select import choose
-from tokenpass.errors import FallbackWarning
+from tokenpass.errors import CallError, FallbackWarning
 from tokenpass.ops import NAMESPACE, OPERATORS, Operator
+
+Run = Callable[..., Any]
+
+MOST_KINDS = 4096
+"""Kinds of calls that one operator remembers; one more, and it starts anew."""
 
 
 class Dispatcher:
     """The implementation of one operator on one device type: its best kernel, else the reference.
 
-    A kernel is generated at the first call that needs it, and its compiler imported then. One that
-    does not take a call, or fails on it, gives way to the reference with one warning per reason.
+    Calls are told apart by dtypes, shapes, numbers and text. The first of a kind is checked and
+    given its kernel (generated, compiled and loaded where it must be); later ones find it at once.
+    A kernel that does not take a call, or fails on it, gives way to the reference with one warning
+    per reason.
     """
 
     def __init__(self, operator: Operator, templates: Sequence[KernelTemplate]) -> None:
         self._operator = operator
         self._templates = templates
-        self._launchers: dict[Hashable, Callable[..., Any]] = {}
+        self._kinds: dict[Hashable, tuple[Run, Hashable]] = {}
+        self._sources: dict[Hashable, Run] = {}
         self._warned: set[str] = set()
         self._defaults = tuple(
             argument.default_value for argument in operator.overload._schema.arguments
@@ -35,32 +41,58 @@ class Dispatcher:
 
     def __call__(self, *arguments: Any) -> Any:
         """The operator's results for `arguments`; runs on the device that holds them."""
-        # The dispatcher leaves out trailing arguments that have their default value.
-        arguments = (*arguments, *self._defaults[len(arguments) :])
+        if len(arguments) < len(self._defaults):
+            # torch's dispatcher leaves out trailing arguments that have their default value.
+            arguments = (*arguments, *self._defaults[len(arguments) :])
+        kind = kind_of(arguments)
+        launch, source = self._kinds.get(kind) or self._prepare(kind, arguments)
+        if source is None:
+            return launch(*arguments)
+        try:
+            return launch(*arguments)
+        except Exception as error:  # whatever a compiler or a driver raises
+            if isinstance(error, CallError) or is_out_of_memory(error):
+                raise  # the reference would raise too: the call is wrong, or needs more memory
+            self._give_up(source, error)
+            return self._operator.reference(*arguments)
+
+    def _prepare(self, kind: Hashable, arguments: Sequence[Any]) -> tuple[Run, Hashable]:
+        """What runs calls of this kind, and from which source; None: it is the reference.
+
+        Raises ValueError where the arguments do not fit each other.
+        """
         self._operator.check(*arguments)
         problem = problem_of(self._operator.name, arguments)
         choice = choose(problem, self._templates)
+        prepared: tuple[Run, Hashable] = (self._operator.reference, None)
         if choice.template is None:
             for rejection in choice.rejections:
                 self._warn_once(rejection.code, str(rejection))
-            return self._operator.reference(*arguments)
-        parameters = choice.template.parameters(problem)
-        key = (choice.template.name, *parameters.values())
-        try:
-            launch = self._launchers.get(key)
-            if launch is None:
-                launch = self._launchers[key] = load(choice.template, parameters).launch
-            with _device_of(arguments):
-                return launch(*arguments)
-        except torch.OutOfMemoryError:
-            raise  # the reference needs more memory, not less
-        except Exception as error:  # whatever a compiler or a driver raises
-            self._launchers[key] = self._operator.reference
-            self._warn_once(
-                f"{choice.template.name}:{type(error).__name__}",
-                f"kernel {choice.template.name} failed ({type(error).__name__}: {error})",
-            )
-            return self._operator.reference(*arguments)
+        else:
+            parameters = choice.template.parameters(problem)
+            source = (choice.template.name, *parameters.values())
+            if source not in self._sources:
+                try:
+                    launch = choice.template.launcher(parameters)
+                    self._sources[source] = _on_device(launch, device_type(arguments))
+                except Exception as error:
+                    self._give_up(source, error)
+            if self._sources[source] is not self._operator.reference:
+                prepared = (self._sources[source], source)
+        if len(self._kinds) >= MOST_KINDS:
+            self._kinds.clear()
+        self._kinds[kind] = prepared
+        return prepared
+
+    def _give_up(self, source: Hashable, error: Exception) -> None:
+        """From now on the reference stands in for the kernel that `source` gave."""
+        name = source[0] if isinstance(source, tuple) else source
+        self._sources[source] = self._operator.reference
+        self._kinds.clear()
+        self._warn_once(
+            f"{name}:{type(error).__name__}",
+            f"kernel {name} failed ({type(error).__name__}: {error})",
+        )
 
     def _warn_once(self, reason: str, message: str) -> None:
         if reason in self._warned:
@@ -69,16 +101,47 @@ class Dispatcher:
         warnings.warn(
             f"{NAMESPACE}::{self._operator.name} runs its reference: {message}",
             FallbackWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
-def _device_of(arguments: Sequence[Any]) -> AbstractContextManager[Any]:
-    """Makes the device of the first CUDA tensor current: Triton launches on the current one."""
-    for value in arguments:
-        if isinstance(value, torch.Tensor) and value.device.type == "cuda":
-            return torch.cuda.device(value.device)
-    return nullcontext()
+def kind_of(arguments: Sequence[Any]) -> Hashable:
+    """What tells one kind of call from another: all that a check or a template may look at."""
+    return tuple(
+        [
+            (value.dtype, value.device, value.shape)
+            if isinstance(value, torch.Tensor)
+            else tuple([(one.dtype, one.device, one.shape) for one in value])
+            if isinstance(value, list | tuple)
+            else value
+            for value in arguments
+        ]
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; on the CPU torch says so in words alone."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _on_device(launch: Run, device: str) -> Run:
+    """`launch`, with the device of the first CUDA tensor current: Triton launches on that one."""
+    if device != "cuda":
+        return launch
+
+    def launch_there(*arguments: Any) -> Any:
+        first = next(
+            one
+            for value in arguments
+            for one in (value if isinstance(value, list | tuple) else (value,))
+            if isinstance(one, torch.Tensor) and one.is_cuda
+        )
+        with torch.cuda.device(first.device):
+            return launch(*arguments)
+
+    return launch_there
 
 
 def install_kernels(

@@ -26,6 +26,10 @@ class PlanMismatchError(UserError):
     """A pinned plan was made for another graph, or names a site that this graph lacks."""
 
 
+class CallError(UserError, IndexError):
+    """An operator was called with values that it cannot take, such as an index out of range."""
+
+
 class InternalError(TokenpassError):
     """A defect in tokenpass itself: names the pass and the node at which it showed."""
 

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from tokenpass.codegen.base import AheadOfTime, KernelTemplate, Parameters, Problem, Target
+from tokenpass.codegen.base import Parameters, Problem
+from tokenpass.codegen.triton.template import AheadOfTime, TritonTemplate
 from tokenpass.edits import Rejection
 from tokenpass.errors import InternalError
 
@@ -152,7 +153,7 @@ def launch(keys, sizes=None, protected=None, heads=1):
 ''')
 
 
-class BipartiteMatch(KernelTemplate):
+class TritonBipartiteMatch(TritonTemplate):
     """Blocks of sources stay on chip while all targets pass by; no similarity leaves it.
 
     float32 keys are multiplied by FMA instructions (about 1e-7 relative), half-precision keys by
@@ -161,8 +162,6 @@ class BipartiteMatch(KernelTemplate):
 
     name: ClassVar[str] = "triton_bipartite_match"
     operator: ClassVar[str] = "bipartite_match"
-    target: ClassVar[Target] = "triton"
-    device: ClassVar[str] = "cuda"
 
     def supports(self, problem: Problem) -> Rejection | None:
         keys = problem.tensor(0)

@@ -9,21 +9,26 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.codegen.parity import OPERATOR, check_exact, check_grid
 from tokenpass.codegen import TEMPLATES
 from tokenpass.codegen.base import Argument, Problem, problem_of
 from tokenpass.codegen.cache import source_of
+from tokenpass.codegen.cpp.isa import available
 from tokenpass.codegen.dispatch import Dispatcher
-from tokenpass.ops import OPERATORS
 
 ROOT = Path(__file__).parents[2]
-OPERATOR = {operator.name: operator for operator in OPERATORS}
 
 every_template = pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
+CPP = [(t, isa) for t in TEMPLATES if t.target == "cpp" for isa in available(t.isas)]
+every_cpp = pytest.mark.parametrize(
+    ("template", "isa"), CPP, ids=[f"{template.name}-{isa}" for template, isa in CPP]
+)
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
@@ -79,6 +84,53 @@ def test_kernels_compile_ahead_of_time_within_their_means(tmp_path):
         assert entry["tensor_cores"] == (entry["dtype"] != "torch.float32"), entry
 
 
+def launcher_for(template, isa):
+    """Runs calls with the kernel for one instruction set; compiled once for each source."""
+    built = {}
+
+    def run(*arguments):
+        problem = problem_of(template.operator, arguments)
+        assert template.supports(problem) is None
+        parameters = {**template.parameters(problem), "isa": isa}
+        key = tuple(parameters.values())
+        if key not in built:
+            built[key] = template.launcher(parameters)
+        return built[key](*arguments)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("template", "isa", "dtype"),
+    [
+        pytest.param(template, isa, dtype, id=f"{template.name}-{isa}-{dtype}")
+        for template, isa in CPP
+        for dtype in OPERATOR[template.operator].dtypes
+    ],
+)
+def test_cpp_kernels_agree_with_references(template, isa, dtype):
+    operator, launch = OPERATOR[template.operator], launcher_for(template, isa)
+    assert check_grid(launch, operator, dtype) > 10
+    assert check_exact(launch, operator, dtype) > 1
+
+
+@every_cpp
+def test_cpp_kernels_give_the_same_bits_again(template, isa):
+    """Also with another thread count, where the template says so."""
+    operator, launch = OPERATOR[template.operator], launcher_for(template, isa)
+    sizes = dict.fromkeys(operator.sizes, 37)
+    arguments = operator.example(torch.Generator().manual_seed(3), torch.float32, **sizes)
+    first = launch(*arguments)
+    before = torch.get_num_threads()
+    try:
+        for threads in (before, 1, 2, 3) if template.any_threads else (before,):
+            torch.set_num_threads(threads)
+            again = launch(*arguments)
+            assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
 @every_template
 def test_source_is_a_function_of_its_parameters(template):
     problem = problem_of(template.operator, example(template))
@@ -87,40 +139,52 @@ def test_source_is_a_function_of_its_parameters(template):
     assert text == source_of(template, dict(reversed(parameters.items())))
     assert "$" not in text
     assert max(map(len, text.splitlines())) <= 100
-    functions = [node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
-    assert "launch" in functions
+    if template.target == "triton":
+        parsed = ast.parse(text).body
+        assert "launch" in [node.name for node in parsed if isinstance(node, ast.FunctionDef)]
+    else:
+        assert text.count('extern "C"') == text.count(f" int {template.operator}(") == 1
 
 
 @every_template
 def test_known_sizes_and_dynamic_sizes_are_accepted(template):
     problem = problem_of(template.operator, example(template))
-    cuda = Problem(problem.operator, "cuda", problem.arguments)
-    assert template.supports(cuda) is None
-    dynamic = tuple(
-        Argument(a.dtype, (None,) * len(a.shape)) if isinstance(a, Argument) else a
-        for a in cuda.arguments
-    )
-    assert template.supports(Problem(cuda.operator, "cuda", dynamic)) is None
+    there = replace(problem, device=template.device)
+    assert template.supports(there) is None
+    dynamic = replace(there, arguments=tuple(map(without_sizes, there.arguments)))
+    assert template.supports(dynamic) is None
+
+
+def without_sizes(described):
+    if isinstance(described, tuple):
+        return tuple(map(without_sizes, described))
+    if isinstance(described, Argument):
+        return Argument(described.dtype, (None,) * len(described.shape))
+    return described
 
 
 @pytest.mark.parametrize(
-    ("dtype", "shape", "code"),
+    ("name", "dtype", "shape", "code"),
     [
-        (torch.float64, (1, 8, 8), "kernel_dtype"),
-        (torch.float32, (65536, 8, 8), "kernel_shape"),
-        (torch.float16, (1, 2**26, 64), "kernel_shape"),
+        ("triton_bipartite_match", torch.float64, (1, 8, 8), "kernel_dtype"),
+        ("triton_bipartite_match", torch.float32, (65536, 8, 8), "kernel_shape"),
+        ("triton_bipartite_match", torch.float16, (1, 2**26, 64), "kernel_shape"),
+        ("cpp_bipartite_match", torch.float8_e5m2, (1, 8, 8), "kernel_dtype"),
+        ("cpp_bipartite_match", torch.float32, (1, 2**31, 8), "kernel_shape"),
     ],
 )
-def test_bipartite_match_says_why_not(dtype, shape, code):
-    template = next(t for t in TEMPLATES if t.name == "triton_bipartite_match")
-    problem = Problem("bipartite_match", "cuda", (Argument(dtype, shape), None, None, 1))
+def test_bipartite_match_says_why_not(name, dtype, shape, code):
+    template = next(t for t in TEMPLATES if t.name == name)
+    problem = Problem("bipartite_match", template.device, (Argument(dtype, shape), None, None, 1))
     rejection = template.supports(problem)
     assert rejection is not None and rejection.code == code
 
 
 @pytest.mark.gpu
 @needs_triton
-@every_template
+@pytest.mark.parametrize(
+    "template", [t for t in TEMPLATES if t.target == "triton"], ids=lambda t: t.name
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("seed", range(8))
 def test_kernel_agrees_with_reference_on_a_gpu(template, dtype, seed):

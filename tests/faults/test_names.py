@@ -19,6 +19,7 @@ from tests.models.zoo.hand_written import Block
 from tokenpass.codegen import TEMPLATES
 from tokenpass.codegen.base import problem_of
 from tokenpass.codegen.cache import source_of
+from tokenpass.ops import OPERATORS
 from tokenpass.report import LOG, GraphReport, details, last_reports, text
 from tokenpass.tracing import clean_path
 
@@ -146,8 +147,10 @@ def test_paths_as_a_user_writes_them(dynamo: str, shown: str) -> None:
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
 def test_sources_are_made_of_numbers_and_known_words(template: Any) -> None:
     """Nothing that a kernel is made from can hold a user's text: operators are given no names."""
-    keys = torch.empty(2, 24, 16, dtype=torch.float32)
-    parameters = template.parameters(problem_of(template.operator, (keys, None, None, 1)))
+    operator = next(one for one in OPERATORS if one.name == template.operator)
+    sizes = dict.fromkeys(operator.sizes, 8)
+    arguments = operator.example(torch.Generator().manual_seed(0), torch.float32, **sizes)
+    parameters = template.parameters(problem_of(template.operator, arguments))
     for name, value in parameters.items():
         assert name.isidentifier()
         assert isinstance(value, int) or value.replace(".", "").isidentifier()

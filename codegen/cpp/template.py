@@ -1,0 +1,61 @@
+"""What all C++ templates share: one `extern "C"` function over pointers and sizes, and its ISA."""
+
+from __future__ import annotations
+
+import ctypes
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+
+from tokenpass.codegen.base import KernelTemplate, Parameters, Problem, Target
+from tokenpass.codegen.cache import source_of
+from tokenpass.codegen.cpp.build import load
+from tokenpass.codegen.cpp.isa import available
+
+POINTER, SIZE, NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+"""Kinds of a kernel's arguments: `void *`, `int64_t` and `float`."""
+
+STORED = {
+    torch.float32: "float",
+    torch.bfloat16: "bf16",
+    torch.float16: "half",
+    torch.float64: "double",
+}
+"""The C++ type in which a tensor's elements are stored; all are computed with as float."""
+
+
+class CppTemplate(KernelTemplate):
+    """The source defines one function, named like the operator, that returns a status.
+
+    `isas` are the instruction sets whose sources differ, best first; a call gets the best that the
+    machine has. `bind` wraps the loaded function in one with the operator's arguments.
+    """
+
+    target: ClassVar[Target] = "cpp"
+    device: ClassVar[str] = "cpu"
+    comment: ClassVar[str] = "//"
+    isas: ClassVar[tuple[str, ...]] = ("avx512", "avx2", "scalar")
+    any_threads: ClassVar[bool] = False
+    """Whether results have the same bits for every number of threads."""
+    arguments: ClassVar[tuple[Any, ...]]
+    """The kinds of the function's arguments."""
+
+    def parameters(self, problem: Problem) -> Parameters:
+        return {"isa": available(self.isas)[0], **self.details(problem)}
+
+    @abstractmethod
+    def details(self, problem: Problem) -> Parameters:
+        """What the source depends on besides the instruction set."""
+
+    @abstractmethod
+    def bind(self, function: Callable[..., int], parameters: Parameters) -> Callable[..., Any]:
+        """A function with the operator's parameters and results that calls `function`."""
+
+    def launcher(self, parameters: Parameters) -> Callable[..., Any]:
+        source = source_of(self, parameters)
+        library = load(self.operator, source, str(parameters["isa"]))
+        function = getattr(library, self.operator)
+        function.argtypes, function.restype = self.arguments, ctypes.c_int
+        return self.bind(function, parameters)
