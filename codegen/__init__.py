@@ -6,7 +6,30 @@ The next kernel is one file and one entry here. No compiler is imported before i
 from __future__ import annotations
 
 from tokenpass.codegen.base import KernelTemplate
+from tokenpass.codegen.cpp.attention_column_sums import CppAttentionColumnSums
+from tokenpass.codegen.cpp.attention_row import CppAttentionRow
 from tokenpass.codegen.cpp.bipartite_match import CppBipartiteMatch
+from tokenpass.codegen.cpp.farthest_point import CppFarthestPoint
+from tokenpass.codegen.cpp.gather_tokens import CppGatherTokens
+from tokenpass.codegen.cpp.merge_tokens import CppMergeTokens
+from tokenpass.codegen.triton.attention_column_sums import TritonAttentionColumnSums
+from tokenpass.codegen.triton.attention_row import TritonAttentionRow
 from tokenpass.codegen.triton.bipartite_match import TritonBipartiteMatch
+from tokenpass.codegen.triton.farthest_point import TritonFarthestPoint
+from tokenpass.codegen.triton.gather_tokens import TritonGatherTokens
+from tokenpass.codegen.triton.merge_tokens import TritonMergeTokens
 
-TEMPLATES: tuple[KernelTemplate, ...] = (TritonBipartiteMatch(), CppBipartiteMatch())
+TEMPLATES: tuple[KernelTemplate, ...] = (
+    TritonAttentionColumnSums(),
+    TritonAttentionRow(),
+    TritonBipartiteMatch(),
+    TritonFarthestPoint(),
+    TritonGatherTokens(),
+    TritonMergeTokens(),
+    CppAttentionColumnSums(),
+    CppAttentionRow(),
+    CppBipartiteMatch(),
+    CppFarthestPoint(),
+    CppGatherTokens(),
+    CppMergeTokens(),
+)
