@@ -117,7 +117,7 @@ def example(
     bias[torch.rand(shape, generator=generator) < 0.3] = -torch.inf
     nothing = torch.rand(shape[:3], generator=generator) < 0.1
     bias.masked_fill_(nothing[..., None], -torch.inf)
-    return query, keys, bias if with_bias else None, causal, 0.5 + scale
+    return query, keys, bias if with_bias else None, causal, 0.1 + 0.2 * scale
 
 
 OPERATOR = Operator(

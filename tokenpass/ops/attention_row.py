@@ -120,7 +120,7 @@ def example(
     bias = torch.randn(rows, generator=generator)
     bias[torch.rand(rows, generator=generator) < 0.3] = -torch.inf
     bias[:, :1].masked_fill_(torch.rand(rows[0], 1, 1, generator=generator) < 0.2, -torch.inf)
-    return query, keys, bias if with_bias else None, 0.5 + scale
+    return query, keys, bias if with_bias else None, 0.1 + 0.2 * scale
 
 
 def example_heads(
