@@ -64,8 +64,10 @@ class CppTemplate(KernelTemplate):
 
 
 def not_float(template: str, given: Argument | None) -> Rejection | None:
-    """Why a kernel whose results would be float64 cannot sum a tensor in float; None if it can."""
-    if given is None or given.dtype == torch.float64 or given.dtype not in STORED:
+    """Why a kernel that sums a tensor in float cannot take it; None if it can."""
+    if given is not None and given.dtype == torch.float64:
+        return Rejection("kernel_double", template, "values are torch.float64")
+    if given is None or given.dtype not in STORED:
         named = None if given is None else given.dtype
         return Rejection("kernel_dtype", template, f"values are {named}", "cast to float32")
     return None

@@ -93,13 +93,11 @@ class TritonMergeTokens(TritonTemplate):
     operator: ClassVar[str] = "merge_tokens"
 
     def supports(self, problem: Problem) -> Rejection | None:
-        shares = problem.tensor(2)
-        if shares is None or shares.dtype not in TYPES:
-            return Rejection("kernel_dtype", self.name, "shares are float64", "cast to float32")
-        x = problem.tensor(0)
-        if x is not None and (x.shape[2] or 0) > MAX_GRID_Y * 1024:
+        x, shares = problem.tensor(0), problem.tensor(2)
+        reason = unsupported(self.name, x) or unsupported(self.name, shares)
+        if reason is None and x is not None and (x.shape[2] or 0) > MAX_GRID_Y * 1024:
             return Rejection("kernel_shape", self.name, f"{x.shape[2]} channels are too many")
-        return unsupported(self.name, x)
+        return reason
 
     def parameters(self, problem: Problem) -> Parameters:
         x, shares = problem.tensor(0), problem.tensor(2)

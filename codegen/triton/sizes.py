@@ -26,6 +26,8 @@ def power_of_two(size: int | None, least: int, most: int) -> int:
 
 def unsupported(template: str, given: Argument | None) -> Rejection | None:
     """Why a kernel cannot read a tensor `[batch, .., width]`; None if it can."""
+    if given is not None and given.dtype == torch.float64:
+        return Rejection("kernel_double", template, "values are torch.float64")
     if given is None or given.dtype not in TYPES:
         named = None if given is None else given.dtype
         return Rejection("kernel_dtype", template, f"values are {named}", "cast to float32")

@@ -112,7 +112,7 @@ def example(
     generator: torch.Generator, dtype: torch.dtype, *, batch: int, tokens: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor | None, float]:
     """Arguments of one call: grouped heads, padding or none, at times a row with nothing left."""
-    kv_heads, group = torch.randint(1, 4, (2,), generator=generator).tolist()
+    kv_heads, group = torch.randint(1, 5, (2,), generator=generator).tolist()
     scale, *chances = torch.rand(4, generator=generator).tolist()
     with_bias, of_heads, of_batch = (chance < 0.5 for chance in chances)
     query, keys = example_heads(generator, dtype, (batch, kv_heads, group, 1, tokens, width))
