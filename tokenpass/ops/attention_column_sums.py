@@ -34,7 +34,8 @@ def attention_column_sums(
     In float32 (float64 for float64). Head h reads key head `h // (heads / kv_heads)`. A bias of
     -inf hides a key; with `causal` query i sees keys 0 .. i alone, counted from the first as
     `scaled_dot_product_attention` counts. A query that sees no key adds nothing. A query with NaN
-    among its scores makes its head's sums NaN. No gradient: scores choose.
+    among its scores makes NaN of the sums of all keys that it sees; those that `causal` alone hides
+    from it are then unspecified. No gradient: scores choose.
     """
     call = torch.ops.tokenpass.attention_column_sums.default
     return call(query, keys, bias, causal, scale)
