@@ -269,6 +269,22 @@ def test_column_sums_in_tiles_equal_one_tile(monkeypatch, tile):
     torch.testing.assert_close(attention_column_sums.reference(*arguments), whole)
 
 
+def test_column_sums_hold_a_tile_of_scores_and_no_more(monkeypatch):
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **kwargs or {})
+            self.elements = max(self.elements, *(x.numel() for x in flat(out)))
+            return out
+
+    monkeypatch.setattr(attention_column_sums, "TILE", 4000)
+    query, keys = torch.randn(1, 2, 300, 4), torch.randn(1, 1, 200, 4)
+    with Largest() as largest:
+        attention_column_sums.reference(query, keys, None, True, 0.5)
+    assert largest.elements == 4000
+
+
 def test_column_sums_are_the_sums_of_rows():
     query, keys = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 7, 8)
     bias = torch.randn(2, 1, 9, 7)
