@@ -16,6 +16,9 @@ from tokenpass.ops import NAMESPACE, OPERATORS, Operator
 
 Run = Callable[..., Any]
 
+MEANT = frozenset({"kernel_double"})
+"""Reasons for which the reference is what should run: no warning."""
+
 MOST_KINDS = 4096
 """Kinds of calls that one operator remembers; one more, and it starts anew."""
 
@@ -67,7 +70,8 @@ class Dispatcher:
         prepared: tuple[Run, Hashable] = (self._operator.reference, None)
         if choice.template is None:
             for rejection in choice.rejections:
-                self._warn_once(rejection.code, str(rejection))
+                if rejection.code not in MEANT:
+                    self._warn_once(rejection.code, str(rejection))
         else:
             parameters = choice.template.parameters(problem)
             source = (choice.template.name, *parameters.values())

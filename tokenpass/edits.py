@@ -96,6 +96,7 @@ REJECTION_CODES: dict[str, tuple[str, str]] = {
     # of a kernel
     "no_kernel_template": ("no kernel for the operator on this device", "the reference runs"),
     "kernel_dtype": ("the kernel does not take this dtype", "cast, or the reference runs"),
+    "kernel_double": ("sums are asked for in float64", "the reference runs, as it should"),
     "kernel_shape": ("the kernel does not take this shape", "the reference runs"),
 }
 

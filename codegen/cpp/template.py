@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from tokenpass.codegen.base import KernelTemplate, Parameters, Problem, Target
+from tokenpass.codegen.base import Argument, KernelTemplate, Parameters, Problem, Target
 from tokenpass.codegen.cache import source_of
 from tokenpass.codegen.cpp.build import load
 from tokenpass.codegen.cpp.isa import available
+from tokenpass.edits import Rejection
+from tokenpass.errors import InternalError
 
 POINTER, SIZE, NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 """Kinds of a kernel's arguments: `void *`, `int64_t` and `float`."""
@@ -61,3 +63,20 @@ class CppTemplate(KernelTemplate):
         function = getattr(library, self.operator)
         function.argtypes, function.restype = self.arguments(parameters), ctypes.c_int
         return self.bind(function, parameters)
+
+
+def not_float(template: str, given: Argument | None) -> Rejection | None:
+    """Why a kernel that sums a tensor in float cannot take it; None if it can."""
+    if given is not None and given.dtype == torch.float64:
+        return Rejection("kernel_double", template, "values are torch.float64")
+    if given is None or given.dtype not in STORED:
+        named = None if given is None else given.dtype
+        return Rejection("kernel_dtype", template, f"values are {named}", "cast to float32")
+    return None
+
+
+def float_type(template: str, given: Argument | None) -> str:
+    """The C++ type of a tensor that `not_float` lets pass."""
+    if given is None:
+        raise InternalError(f"{template}: a problem without values was not rejected")
+    return STORED[given.dtype]

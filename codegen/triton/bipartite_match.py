@@ -198,32 +198,29 @@ class TritonBipartiteMatch(TritonTemplate):
     def render(self, parameters: Parameters) -> str:
         return SOURCE.substitute(parameters, max_sample_elements=MAX_SAMPLE_ELEMENTS)
 
-    def ahead_of_time(self, parameters: Parameters) -> AheadOfTime:
+    def ahead_of_time(self, parameters: Parameters) -> tuple[AheadOfTime, ...]:
         keys = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
         given = bool(parameters["has_blocked"])
         strides = ("keys_stride_batch", "keys_stride_token")
         integers = ("tokens", "sources", "targets", "heads", "width", *strides)
-        return AheadOfTime(
-            function="bipartite_match",
-            signature={
-                "keys": keys[str(parameters["dot_dtype"])],
-                "norms": "*fp32",
-                "blocked": "*u8" if given else "constexpr",
-                "score": "*fp32",
-                "partner": "*i64",
-                **dict.fromkeys(integers, "i32"),
-            },
-            constants={} if given else {"blocked": None},
-            divisible=(
-                "keys",
-                "norms",
-                "score",
-                "partner",
-                "keys_stride_batch",
-                "keys_stride_token",
+        signature = {
+            "keys": keys[str(parameters["dot_dtype"])],
+            "norms": "*fp32",
+            "blocked": "*u8" if given else "constexpr",
+            "score": "*fp32",
+            "partner": "*i64",
+            **dict.fromkeys(integers, "i32"),
+        }
+        return (
+            AheadOfTime(
+                function="bipartite_match",
+                signature=signature,
+                constants={} if given else {"blocked": None},
+                divisible=("keys", "norms", "score", "partner", *strides),
+                options={
+                    "num_warps": int(parameters["num_warps"]),
+                    "num_stages": int(parameters["num_stages"]),
+                },
+                tensor_cores=parameters["dot_dtype"] != "float32",
             ),
-            options={
-                "num_warps": int(parameters["num_warps"]),
-                "num_stages": int(parameters["num_stages"]),
-            },
         )

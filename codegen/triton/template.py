@@ -18,6 +18,7 @@ class AheadOfTime:
     `function` names the kernel in the rendered module; `signature` gives each argument's type in
     Triton's words, `"constexpr"` for those in `constants`; `divisible` lists the arguments that
     are multiples of 16 in a typical call (without it another kernel is compiled: unaligned loads).
+    `tensor_cores`: whether the machine code must use them.
     """
 
     function: str
@@ -25,6 +26,7 @@ class AheadOfTime:
     constants: Mapping[str, Any]
     divisible: tuple[str, ...]
     options: Mapping[str, int]
+    tensor_cores: bool = False
 
 
 class TritonTemplate(KernelTemplate):
@@ -37,5 +39,5 @@ class TritonTemplate(KernelTemplate):
         return load(self, parameters).launch
 
     @abstractmethod
-    def ahead_of_time(self, parameters: Parameters) -> AheadOfTime:
-        """How to compile the rendered kernel with no device and no arguments at hand."""
+    def ahead_of_time(self, parameters: Parameters) -> tuple[AheadOfTime, ...]:
+        """How to compile each rendered kernel with no device and no arguments at hand."""

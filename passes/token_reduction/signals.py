@@ -18,6 +18,7 @@ from tokenpass.graph.call import is_one
 from tokenpass.graph.causality import HIDDEN
 from tokenpass.graph.demand_lattice import Position
 from tokenpass.graph.sites import Site, Stream
+from tokenpass.ops.attention_row import attention_row
 from tokenpass.passes.base import Candidate
 from tokenpass.passes.token_reduction.span import covered, outside, read_inside
 from tokenpass.ranks import heads_of_all_ranks
@@ -145,20 +146,29 @@ class SiteSignals:
             return reduce(sum_members, self.since(cut), row)
         query, cut = self.per_head(region.query, region.query_axis)
         query = self.row_at(query, self.places(self.read_first(), cut))
-        keys = self.own_keys
-        if keys.shape[1] != query.shape[1]:
-            keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], 1)
+        keys, bias = self.own_keys, self.row_bias()
+        if keys.dtype != query.dtype:
+            query, keys = query.float(), keys.float()
+        samples = max_rows(query, keys, *(() if bias is None else (bias,)))
         scale = region.scale if region.scale is not None else 1 / math.sqrt(query.shape[-1])
-        scores = (query.float() @ keys.float().transpose(-1, -2))[:, :, 0] * scale
+        return attention_row(
+            query.expand(samples, -1, -1, -1), keys.expand(samples, -1, -1, -1), bias, scale=scale
+        )
+
+    def row_bias(self) -> torch.Tensor | None:
+        """What masks and sizes add to that position's scores, `[#batch, #heads, tokens]`."""
+        parts = []
         if self.parent is not None and self.parent.sizes is not None:
-            scores = scores + self.parent.log_sizes(torch.float32)[:, None]
-        for mask, hides in region.masks:
+            parts.append(self.parent.log_sizes(torch.float32)[:, None])
+        for mask, hides in self.site.region.masks:
             row = self.mask_row(mask)
             if row.dtype == torch.bool:
-                scores = scores.masked_fill(row if hides else ~row, float("-inf"))
-            else:
-                scores = scores + row.float()
-        return torch.softmax(scores, -1)
+                row = torch.where(row if hides else ~row, float("-inf"), 0.0)
+            parts.append(row.float())
+        if not parts:
+            return None
+        bias = reduce(torch.add, parts)
+        return bias.expand(-1, -1, self.tokens) if is_one(bias.shape[2]) else bias
 
     def mask_row(self, mask: Node) -> torch.Tensor:
         """What a mask says to the position that the outputs read, `[batch, heads, tokens]`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import sympy
 from torch.utils._sympy.functions import CeilToInt, FloorDiv, IntTrueDiv, Max, Min, Mod, PythonMod
@@ -63,3 +65,12 @@ def test_bytes_alone_may_depend_on_a_level():
     function, symbols = size_function(group(sympy.Integer(5), 4 * A * B), {})
     assert symbols == (A, B)
     assert function((3, 7)).moved_bytes == 4 * 3 * 7 + 4
+
+
+def test_calls_may_depend_on_a_size_and_tell_forms_apart():
+    forms = {}
+    steps, symbols = size_function(replace(group(sympy.Integer(6)), calls=2 + 3 * A), forms)
+    once, none = size_function(group(sympy.Integer(6)), forms)
+    assert symbols == (A,) and steps((10,)).calls == 32
+    assert none == () and once(()).calls == 1
+    assert len(forms) == 2

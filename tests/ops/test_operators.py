@@ -11,10 +11,21 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tokenpass.ops import OPERATORS, bipartite_match
+from tokenpass.ops import (
+    OPERATORS,
+    attention_column_sums,
+    attention_row,
+    bipartite_match,
+    farthest_point,
+    gather_tokens,
+    merge_tokens,
+)
 from tokenpass.ops.cost_record import OpCost
+from tokenpass.ops.operator import Backward
 
 every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
+CHOOSING = tuple(operator for operator in OPERATORS if operator.backward is None)
+LEARNING = tuple(operator for operator in OPERATORS if isinstance(operator.backward, Backward))
 property_test = settings(
     deadline=None,
     max_examples=60,
@@ -47,7 +58,7 @@ def flat(results):
 @given(data=st.data())
 def test_reference_agrees_with_the_oracle(operator, oracle, data):
     arguments = draw_arguments(data, operator)
-    oracle(operator.name).assert_correct(arguments, operator.overload(*arguments))
+    oracle(operator.name).assert_correct(arguments, flat(operator.overload(*arguments)))
 
 
 @every_operator
@@ -87,7 +98,7 @@ def fake_of(mode):
 @pytest.mark.parametrize("seed", range(4))
 def test_opcheck(operator, requires_grad, seed):
     arguments = arguments_of(operator, seed=seed)
-    with torch.set_grad_enabled(operator.gradient == "none"):
+    with torch.set_grad_enabled(operator.backward != "refused"):
         first_tensor(arguments).requires_grad_(requires_grad)
         torch.library.opcheck(operator.overload, arguments)
 
@@ -124,9 +135,7 @@ def test_cost_is_symbolic_and_positive(operator):
     assert isinstance(real.flops, sympy.Integer) and real.flops > 0
 
 
-@pytest.mark.parametrize(
-    "operator", [o for o in OPERATORS if o.gradient == "none"], ids=lambda o: o.name
-)
+@pytest.mark.parametrize("operator", CHOOSING, ids=lambda o: o.name)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_gradients_pass_by(operator, backend):
     """Inputs that require grad neither raise nor receive a gradient through the operator."""
@@ -143,7 +152,7 @@ def test_gradients_pass_by(operator, backend):
 
 
 @pytest.mark.parametrize(
-    "operator", [o for o in OPERATORS if o.gradient == "refused"], ids=lambda o: o.name
+    "operator", [o for o in OPERATORS if o.backward == "refused"], ids=lambda o: o.name
 )
 @pytest.mark.parametrize("backend", [None, "eager", "aot_eager"])
 def test_gradients_are_refused(operator, backend):
@@ -160,6 +169,38 @@ def test_gradients_are_refused(operator, backend):
         with quiet():
             found = flat(call(*arguments))
         assert all(torch.equal(x, y) for x, y in zip(found, want, strict=True))
+
+
+@pytest.mark.parametrize("operator", LEARNING, ids=lambda o: o.name)
+@pytest.mark.parametrize("seed", range(6))
+def test_gradients_are_the_slopes(operator, seed):
+    """Against finite differences, all inputs that have a gradient and each by itself."""
+    sizes = {"batch": 1 + seed % 2, "tokens": (1, 5, 6)[seed % 3], "width": 3}
+    arguments = arguments_of(operator, torch.float64, seed, **sizes)
+    for learned in (operator.backward.inputs, *((place,) for place in operator.backward.inputs)):
+        leaves = [arguments[place].clone().requires_grad_() for place in learned]
+
+        def call(*values, learned=learned):
+            given = dict(zip(learned, values, strict=True))
+            return operator.overload(*(given.get(at, x) for at, x in enumerate(arguments)))
+
+        assert torch.autograd.gradcheck(call, leaves)
+
+
+@pytest.mark.parametrize("operator", LEARNING, ids=lambda o: o.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_gradients_are_those_of_eager(operator, dtype):
+    arguments = arguments_of(operator, dtype, seed=1)
+    torch._dynamo.reset()
+    compiled = torch.compile(operator.overload, backend="aot_eager", fullgraph=True)
+    found = []
+    for call in (operator.overload, compiled):
+        given = [x.clone() if isinstance(x, torch.Tensor) else x for x in arguments]
+        leaves = [given[place].requires_grad_() for place in operator.backward.inputs]
+        call(*given).sin().sum().backward()
+        found.append([leaf.grad for leaf in leaves])
+    for eager, traced, leaf in zip(*found, leaves, strict=True):
+        assert eager.dtype == leaf.dtype and torch.equal(eager, traced) and eager.abs().sum() > 0
 
 
 @every_operator
@@ -217,7 +258,24 @@ def test_bipartite_match_refuses_what_does_not_fit(arguments, message):
         torch.ops.tokenpass.bipartite_match(*arguments)
 
 
-@pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
+def small_call(name):
+    """Arguments of a small call of one operator."""
+    protected = torch.zeros(1, 1, dtype=torch.int64)
+    score, sizes = torch.randn(1, 99), torch.ones(1, 197)
+    query, keys = torch.randn(1, 6, 197, 64), torch.randn(1, 3, 197, 64)
+    x, places = torch.randn(1, 197, 384), torch.arange(197)[None]
+    return {
+        "attention_column_sums": (query, keys, torch.zeros(1, 1, 1, 197), False, 0.125),
+        "attention_row": (query[:, :, :1], keys, torch.zeros(1, 1, 197), 0.125),
+        "bipartite_match": (x, None, protected, 6),
+        "farthest_point": (x, 20, protected[0], sizes),
+        "gather_tokens": (x, places),
+        "merge_assignment": (score, score.long() * 0, sizes, protected, 120, False),
+        "merge_tokens": (x, places // 2, sizes, 120),
+    }[name]
+
+
+@every_operator
 def test_cost_counts_the_calls_of_the_reference(operator):
     """A small problem, where starting them is what an operator costs."""
 
@@ -228,23 +286,20 @@ def test_cost_counts_the_calls_of_the_reference(operator):
             self.calls += 1
             return function(*args, **kwargs or {})
 
-    for arguments in small_arguments()[operator.name]:
+    for arguments in small_calls(operator.name):
         with Count() as count:
             operator.reference(*arguments)
         assert count.calls == operator.cost(*arguments).calls
 
 
-def small_arguments():
-    protected = torch.zeros(1, 1, dtype=torch.int64)
-    score = torch.randn(1, 99)
+def small_calls(name):
+    """Arguments of small calls of one operator."""
     index, kept, limit = torch.arange(40).int(), torch.randn(1, 40), torch.ones(1)
     count, wide = torch.tensor([30]).int(), torch.randn(40, 50)
     x, y = torch.randn(1, 50), torch.randn(1, 50)
     weight = wide.T.contiguous()
     gated = (x, [kept], "a0", limit, wide, wide[:, 0], weight, [y], "add(y, a0)")
-    return {
-        "bipartite_match": [(torch.randn(1, 197, 384), None, protected, 6)],
-        "merge_assignment": [(score, score.long() * 0, torch.ones(1, 197), protected, 120, False)],
+    sparse = {
         "mask_compact": [([kept], "relu(a0)", limit), ([kept], "a0", None)],
         "sparse_input_gemv": [
             (index, kept, count, weight, [y], "add(y, a0)"),
@@ -260,3 +315,109 @@ def small_arguments():
         ],
         "row_stats_relu": [(x, 0.5)],
     }
+    return sparse[name] if name in sparse else [small_call(name)]
+
+
+def test_calls_that_depend_on_a_count_are_an_expression():
+    """Each token that is chosen costs its steps, and the price says so for every level."""
+    x = torch.randn(1, 197, 384)
+    first = torch.zeros(1, dtype=torch.int64)
+    few, many = (farthest_point.cost(x, count, first).calls for count in (10, 20))
+    assert many - few == 10 * farthest_point.STEP_CALLS
+
+
+@pytest.mark.parametrize("tile", [1, 400, 2**12])
+def test_column_sums_in_tiles_equal_one_tile(monkeypatch, tile):
+    arguments = arguments_of(attention_column_sums.OPERATOR, seed=3, tokens=31)
+    assert arguments[0].shape[2] > 1
+    whole = attention_column_sums.reference(*arguments)
+    monkeypatch.setattr(attention_column_sums, "TILE", tile)
+    torch.testing.assert_close(attention_column_sums.reference(*arguments), whole)
+
+
+def test_column_sums_hold_a_tile_of_scores_and_no_more(monkeypatch):
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **kwargs or {})
+            self.elements = max(self.elements, *(x.numel() for x in flat(out)))
+            return out
+
+    monkeypatch.setattr(attention_column_sums, "TILE", 4000)
+    query, keys = torch.randn(1, 2, 300, 4), torch.randn(1, 1, 200, 4)
+    with Largest() as largest:
+        attention_column_sums.reference(query, keys, None, True, 0.5)
+    assert largest.elements == 4000
+
+
+def test_column_sums_are_the_sums_of_rows():
+    query, keys = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 7, 8)
+    bias = torch.randn(2, 1, 9, 7)
+    rows = [
+        attention_row.attention_row(query[:, :, [q]], keys, bias[:, :, q], scale=0.3)
+        for q in range(9)
+    ]
+    sums = attention_column_sums.attention_column_sums(query, keys, bias, scale=0.3)
+    torch.testing.assert_close(sums, torch.stack(rows).sum(0))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_nan_stays_in_its_row_and_head(causal):
+    query, keys = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4)
+    query[0, 0, 1, 2] = float("nan")
+    row = attention_row.attention_row(query[:, :, 1:2], keys, scale=1.0)
+    assert row[0, 0].isnan().all() and not row[0, 1].isnan().any()
+    sums = attention_column_sums.attention_column_sums(query, keys, causal=causal, scale=1.0)
+    seen = 2 if causal else 3
+    assert sums[0, 0, :seen].isnan().all() and not sums[0, 1].isnan().any()
+
+
+def test_farthest_points_of_unit_vectors_are_those_of_cosine_distance():
+    """DivPrune's choice: largest cosine distance to the nearest one chosen."""
+    x = torch.nn.functional.normalize(torch.randn(1, 60, 16, dtype=torch.float64), dim=-1)
+    apart = 1 - x[0] @ x[0].T
+    chosen = [5]
+    while len(chosen) < 20:
+        nearest = apart[:, chosen].amin(1)
+        nearest[chosen] = -1
+        chosen.append(int(nearest.argmax()))
+    assert farthest_point.farthest_point(x, 20, torch.tensor([5])).tolist() == [chosen]
+
+
+INDEX = torch.zeros(1, 2, dtype=torch.int64)
+HEADS = torch.ones(1, 4, 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("gather_tokens", (torch.ones(2, 3), INDEX), "batch, tokens, width"),
+        ("gather_tokens", (torch.ones(3, 2, 1), INDEX.int()), r"index must be int64 \[3 or 1"),
+        ("gather_tokens", (torch.ones(3, 2, 1), INDEX.expand(2, -1)), r"int64 \[3 or 1, count\]"),
+        ("merge_tokens", (torch.ones(1, 2, 1), INDEX[0], INDEX.float(), 1), "segment must be"),
+        ("merge_tokens", (torch.ones(1, 2, 1), INDEX, INDEX, 1), "shares must be floating"),
+        ("attention_row", (torch.ones(1, 4, 2, 8), HEADS, None, 1.0), "one query .* got 2"),
+        ("attention_row", (HEADS, torch.ones(1, 3, 5, 8), None, 1.0), "a multiple of"),
+        ("attention_row", (HEADS, HEADS.half(), None, 1.0), "of one dtype"),
+        ("attention_row", (HEADS, HEADS, torch.ones(1, 4, 2), 1.0), r"bias must be .*\(1, 4, 1\)"),
+        ("attention_row", (HEADS, HEADS, torch.ones(1, 4, 1).bool(), 1.0), "bias must be floating"),
+        ("attention_column_sums", (HEADS, HEADS[0], None, True, 1.0), "query .batch, heads"),
+        ("attention_column_sums", (HEADS, HEADS, HEADS, True, 1.0), r"bias must be .*4, 1, 1"),
+        ("farthest_point", (torch.ones(1, 2, 1), 3, INDEX[0, :1]), r"count must be in 0 \.\. 2"),
+        ("farthest_point", (torch.ones(1, 2, 1), 1, INDEX), r"first must be int64 \[1 or 1\]"),
+        ("farthest_point", (torch.ones(1, 2, 1), 1, INDEX[0, :1], INDEX), "sizes must be"),
+    ],
+)
+def test_operators_refuse_what_does_not_fit(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(torch.ops.tokenpass, name)(*arguments)
+
+
+@pytest.mark.parametrize("place", [-1, 3])
+def test_places_out_of_range_raise_on_the_cpu(place):
+    x, index = torch.ones(2, 3, 1), torch.tensor([[0, 1, 2], [0, place, 1]])
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        gather_tokens.gather_tokens(x, index)
+    with pytest.raises(IndexError, match=r"segments must lie in 0 \.\. 2"):
+        merge_tokens.merge_tokens(x, index, torch.ones(2, 3), 3)

@@ -51,12 +51,13 @@ class FusionGroup:
     bytes_read: sympy.Expr
     bytes_written: sympy.Expr
     owner: int | None = None
-    calls: int = 1
+    calls: int | sympy.Expr = 1
 
     @functools.cached_property
     def symbols(self) -> tuple[sympy.Symbol, ...]:
         """The levels that this group's cost depends on, in a fixed order."""
-        parts = (self.flops, self.bytes_read, self.bytes_written, *self.dims)
+        calls = sympy.sympify(self.calls)
+        parts = (self.flops, self.bytes_read, self.bytes_written, calls, *self.dims)
         found = {s for part in parts for s in part.free_symbols if isinstance(s, sympy.Symbol)}
         return tuple(sorted(found, key=str))
 

@@ -48,11 +48,11 @@ def size_function(
     }
     amounts = [amount for _, amount in group.elements]
     moved = group.bytes_read + group.bytes_written
-    expressions = [group.flops, moved, *group.dims, *amounts]
+    expressions = [group.flops, moved, sympy.sympify(group.calls), *group.dims, *amounts]
     if symbols:
         expressions = [part.xreplace(places) for part in expressions]
     kinds = tuple(kind for kind, _ in group.elements)
-    key = (group.work, group.dtype, kinds, len(group.dims), group.calls, tuple(expressions))
+    key = (group.work, group.dtype, kinds, len(group.dims), tuple(expressions))
     if key not in forms:
         forms[key] = _compile(group, kinds, tuple(places.values()), expressions)
     return forms[key], symbols
@@ -65,15 +65,14 @@ def _compile(
     expressions: Sequence[sympy.Basic],
 ) -> SizeFunction:
     function = sympy.lambdify(places, expressions, modules=[_FUNCTIONS, "math"], cse=True)
-    work, dtype, first = group.work, group.dtype, 2 + len(group.dims)
-    calls = group.calls
+    work, dtype, count = group.work, group.dtype, len(group.dims)
 
     def sizes(values: tuple[int, ...]) -> GroupSizes:
-        flops, moved, *rest = function(*values)
-        dims, amounts = rest[: first - 2], rest[first - 2 :]
+        flops, moved, calls, *rest = function(*values)
+        dims, amounts = rest[:count], rest[count:]
         counted = tuple(zip(kinds, map(float, amounts), strict=True))
         return GroupSizes(
-            work, dtype, float(flops), tuple(map(float, dims)), counted, float(moved), calls
+            work, dtype, float(flops), tuple(map(float, dims)), counted, float(moved), int(calls)
         )
 
     return sizes

@@ -10,10 +10,15 @@ from __future__ import annotations
 import torch
 
 from tokenpass.ops import (
+    attention_column_sums,
+    attention_row,
     bipartite_match,
+    farthest_point,
+    gather_tokens,
     glu_neuron,
     mask_compact,
     merge_assignment,
+    merge_tokens,
     row_stats_relu,
     sparse_input_gemv,
     sparse_output_gemv,
@@ -28,6 +33,13 @@ OPERATORS: tuple[Operator, ...] = (
     sparse_output_gemv.OPERATOR,
     glu_neuron.OPERATOR,
     row_stats_relu.OPERATOR,
+    attention_column_sums.OPERATOR,
+    attention_row.OPERATOR,
+    bipartite_match.OPERATOR,
+    farthest_point.OPERATOR,
+    gather_tokens.OPERATOR,
+    merge_assignment.OPERATOR,
+    merge_tokens.OPERATOR,
 )
 
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")

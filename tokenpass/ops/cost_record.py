@@ -40,5 +40,5 @@ class OpCost:
     flops: sympy.Expr = sympy.Integer(0)
     dims: tuple[sympy.Expr, ...] = field(default=())
     weight: float = 1.0
-    calls: int = 1
+    calls: int | sympy.Expr = 1
     unread: sympy.Expr = sympy.Integer(0)

@@ -14,8 +14,18 @@ from tokenpass.ops.cost_record import OpCost
 
 NAMESPACE = "tokenpass"
 
-Gradient = Literal["none", "refused"]
-"""What becomes of inputs that require grad: there is no gradient to give, or they are refused."""
+
+@dataclass(frozen=True)
+class Backward:
+    """The gradient of an operator, in torch's words for a function with a gradient.
+
+    `keep(ctx, inputs, output)` saves what `gradient(ctx, *grads)` reads; the latter returns one
+    gradient or None for each argument. `inputs` are the places of the arguments that have one.
+    """
+
+    keep: Callable[..., None]
+    gradient: Callable[..., Any]
+    inputs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -27,8 +37,8 @@ class Operator:
     shapes from fake tensors with symbolic sizes; `cost` takes the call's own arguments (fake or
     real) and returns expressions of their sizes. `example(generator, dtype, **sizes)` makes the
     arguments of one call, `sizes` names its free sizes with the ranges worth testing, `dtypes`
-    what it accepts. `gradient` is "none" where the outputs are choices (indices and the scores that
-    led to them), which have none; "refused" raises for inputs that require grad in grad mode.
+    what it accepts. `backward` is None where every output is a choice, which has no gradient;
+    "refused" raises for inputs that require grad in grad mode.
     """
 
     name: str
@@ -40,7 +50,7 @@ class Operator:
     example: Callable[..., tuple[Any, ...]]
     sizes: Mapping[str, range]
     dtypes: tuple[torch.dtype, ...]
-    gradient: Gradient = "none"
+    backward: Backward | Literal["refused"] | None = None
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -51,17 +61,24 @@ class Operator:
         """Define the operator in `library`, with the reference as its implementation everywhere.
 
         `define` and `impl` cost 2 us a call where `torch.library.custom_op` costs 10 (17 where an
-        input requires grad). Without a gradient the Autograd key falls through and records none.
+        input requires grad). Where all outputs are choices (indices and the scores that led to
+        them) the Autograd key falls through, so nothing is recorded.
         """
         library.define(
             self.name + self.schema,
             tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout),
         )
         library.impl(self.name, self.reference, "CompositeExplicitAutograd")
-        refused = self.gradient == "refused"
-        without = self._without_gradient if refused else torch.library.fallthrough_kernel
-        library.impl(self.name, without, "Autograd")
-        torch.library.register_fake(f"{NAMESPACE}::{self.name}", self.fake, lib=library)
+        qualified = f"{NAMESPACE}::{self.name}"
+        torch.library.register_fake(qualified, self.fake, lib=library)
+        if self.backward is None:
+            library.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
+        elif self.backward == "refused":
+            library.impl(self.name, self._without_gradient, "Autograd")
+        else:
+            torch.library.register_autograd(
+                qualified, self.backward.gradient, setup_context=self.backward.keep, lib=library
+            )
 
     def _without_gradient(self, *arguments: Any) -> Any:
         """The operator where no gradient is asked for; raises UserError where one is."""
@@ -82,3 +99,8 @@ class Operator:
 def size_expr(size: int | torch.SymInt) -> sympy.Expr:
     """A tensor's size as the sympy expression that stands behind it."""
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+def sum_dtype(x: torch.Tensor) -> torch.dtype:
+    """What sums over a tensor's values are held in: float32, or float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

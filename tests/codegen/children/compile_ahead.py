@@ -22,7 +22,7 @@ from tokenpass.codegen.base import problem_of
 from tokenpass.codegen.cache import load
 from tokenpass.ops import OPERATORS
 
-ARCHS = (80, 90)
+ARCHS = (80, 90, 100)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -35,8 +35,10 @@ def main():
             continue
         for dtype in DTYPES:
             for parameters in variants(template, operators[template.operator], dtype):
-                for arch in ARCHS:
-                    usage.append({"dtype": str(dtype), **resources(template, parameters, arch)})
+                for plan in template.ahead_of_time(parameters):
+                    for arch in ARCHS:
+                        found = resources(template, parameters, plan, arch)
+                        usage.append({"dtype": str(dtype), **found})
     print(json.dumps(usage))
 
 
@@ -58,8 +60,7 @@ def all_or_none(parameters):
     return all(optional) or not any(optional)
 
 
-def resources(template, parameters, arch):
-    plan = template.ahead_of_time(parameters)
+def resources(template, parameters, plan, arch):
     function = getattr(load(template, parameters), plan.function)
     names = list(plan.signature)
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in plan.divisible}
@@ -78,13 +79,15 @@ def resources(template, parameters, arch):
         ).stdout
     return {
         "kernel": template.name,
+        "function": plan.function,
         "arch": arch,
         "parameters": dict(parameters),
         "registers": int(re.search(r"REG:(\d+)", report)[1]),
         "stack": int(re.search(r"STACK:(\d+)", report)[1]),
         "shared": kernel.metadata.shared,
         "threads": 32 * plan.options["num_warps"],
-        "tensor_cores": bool(re.search(r"\b(mma\.sync|wgmma)", kernel.asm["ptx"])),
+        "tensor_cores": bool(re.search(r"\b(mma\.sync|wgmma|tcgen05\.mma)", kernel.asm["ptx"])),
+        "wants_tensor_cores": plan.tensor_cores,
     }
 
 
