@@ -13,7 +13,7 @@ import re
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 SKIPPED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "turtledemo"}
@@ -47,7 +47,7 @@ def documents() -> Iterator[Document]:
         sections = tuple(tuple(split_sentences(block)) for block in prose_blocks(text))
         if sections:
             yield Document(f"topic:{name}", sections)
-    yield from _modules(Path(sysconfig.get_path("stdlib")))
+    yield from _modules()
 
 
 def split_sentences(text: str) -> list[str]:
@@ -75,13 +75,21 @@ def is_prose(block: str) -> bool:
     return letters >= PROSE_LETTERS * len(block)
 
 
-def _modules(root: Path) -> Iterator[Document]:
-    """A document for each module below `root` that has sections, by path."""
-    paths = sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix())
-    for path in paths:
-        place = path.relative_to(root)
-        if SKIPPED_FOLDERS & set(place.parts[:-1]):
-            continue
+def library_sources() -> Iterator[tuple[PurePath, Path]]:
+    """(place below the library's root, file) of each module of the standard library, by place.
+
+    Tests and installed packages are left out.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    found = {path.relative_to(root): path for path in root.rglob("*.py")}
+    for place in sorted(found, key=PurePath.as_posix):
+        if not SKIPPED_FOLDERS & set(place.parts[:-1]):
+            yield place, found[place]
+
+
+def _modules() -> Iterator[Document]:
+    """A document for each module that has sections, by place."""
+    for place, path in library_sources():
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):  # deliberately broken samples ship with some Pythons

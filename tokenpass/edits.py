@@ -139,8 +139,8 @@ class Plan:
     """All edits of one graph, with what was predicted when the planner chose them.
 
     `fingerprint` identifies the dense graph (operators, shapes, module names; never weights).
-    Costs are in the objective's unit (seconds or flops); `error` is the planner's estimate of the
-    relative L2 distance to dense.
+    Costs are in the objective's unit (seconds, flops or bytes); `error` is the planner's estimate
+    of the relative L2 distance to dense.
     """
 
     fingerprint: str

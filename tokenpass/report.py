@@ -91,6 +91,8 @@ def unit(plan: Plan) -> tuple[float, str]:
     """Scale and unit to show a plan's costs in, such that the dense cost is readable."""
     if plan.objective == "latency":
         return (1e3, "ms") if plan.dense_cost >= 1e-3 else (1e6, "us")
+    if plan.objective == "memory":
+        return 2**-20, "MiB"
     return (1e-9, "GFLOP") if plan.dense_cost >= 1e9 else (1e-6, "MFLOP")
 
 

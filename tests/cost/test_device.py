@@ -12,6 +12,7 @@ from tokenpass.cost.device import (
     cached_profile_path,
     find_profile,
     load_profile,
+    profile_of_card,
     shipped_profile,
 )
 from tokenpass.errors import ConfigError
@@ -37,6 +38,71 @@ def test_shipped_profiles_name_the_source_of_every_number(name):
     profile = shipped_profile(name)
     assert profile.name == name
     assert "default" in profile.sources or set(profile.sources) >= set(NUMBERS)
+
+
+CARDS = tuple(name for name in DEVICES if shipped_profile(name).kind == "cuda")
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_sources_of_cards_name_a_document_or_say_assumed(name):
+    profile = shipped_profile(name)
+    for key, source in profile.sources.items():
+        if key != "call_us":
+            assert any(
+                kind in source for kind in ("data sheet", "whitepaper", "arXiv", "blog", "assumed")
+            ), key
+    # curves that are one number at every shape were not measured
+    assert "no efficiency curve was measured" in profile.sources["gemm_gflop_per_s"]
+    assert "assumed" in profile.sources["bandwidth_gb_per_s"]
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_numbers_of_a_card_agree_with_each_other(name):
+    """One card's numbers come from several documents: a slip in one shows here."""
+    profile = shipped_profile(name)
+    fp32, half = (profile.gemm_gflop_per_s[d].values[0] for d in ("float32", "bfloat16"))
+    attention = profile.attention_gflop_per_s["bfloat16"].values[0]
+    elements, memory = profile.element_g_per_s, profile.bandwidth_gb_per_s.values[-1]
+    # two flops in a fused multiply-add; 64 FP32 lanes in each SM of a GA100, 128 in the others
+    assert elements["pointwise"] == pytest.approx(fp32 / 2, rel=0.02)
+    assert profile.waves is not None
+    clock_ghz = fp32 / 2 / profile.waves.processors / (64 if name.startswith("a100") else 128)
+    assert 1.3 < clock_ghz < 2.6
+    assert elements["special"] == pytest.approx(
+        profile.waves.processors * 16 * clock_ghz / 4, rel=0.05
+    )
+    assert elements["gather"] == pytest.approx(memory / 16, rel=0.03)
+    assert elements["scatter"] == pytest.approx(memory / 64, rel=0.07)
+    assert 2 * fp32 <= half <= 16 * fp32
+    assert 0.55 * half < attention < 0.75 * half
+    # no card computes fewer than 60 or more than 450 half-precision operations for each byte
+    assert 60 < half / memory < 450
+
+
+@pytest.mark.parametrize(
+    ("card", "name"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100-sxm"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "a100"),
+        ("NVIDIA A10", "a10"),
+        ("NVIDIA A10G", "a100"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("Tesla T4", "a100"),
+    ],
+)
+def test_a_card_finds_its_profile_by_name(card, name):
+    assert profile_of_card(card) == name
+
+
+def test_no_card_has_two_profiles():
+    named = [card for name in DEVICES for card in shipped_profile(name).cards]
+    assert len(named) == len(set(named)) >= len(CARDS)
 
 
 def test_every_shipped_file_is_listed():

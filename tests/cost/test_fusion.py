@@ -6,12 +6,12 @@ import sympy
 import torch
 from torch.nn import functional as F
 
-from tokenpass.cost.fusion import OWNER_KEY, fusion_groups
+from tokenpass.cost.fusion import OWNER_KEY, fuse
 from tokenpass.ops.cost_record import OpCost
 
 
 def groups_of(trace, function, *examples, own=None):
-    return fusion_groups(trace(function, *examples).graph, own or {})[0]
+    return fuse(trace(function, *examples).graph, own or {}).groups
 
 
 def test_mlp_block(trace):
@@ -91,7 +91,7 @@ def test_edits_keep_their_own_groups(trace):
     gm = trace(lambda x: (x + 1) * 2 - 3, torch.randn(4))
     mul = next(node for node in gm.graph.nodes if node.name == "mul")
     mul.meta[OWNER_KEY] = 3
-    groups, _ = fusion_groups(gm.graph, {})
+    groups = fuse(gm.graph, {}).groups
     assert [(group.names, group.owner) for group in groups] == [
         (("add",), None),
         (("mul",), 3),
@@ -110,7 +110,7 @@ def test_own_operator_is_a_call_of_its_own(trace):
 
 
 def test_unknown_operators_are_listed(trace):
-    _, unknown = fusion_groups(trace(torch.linalg.inv, torch.randn(4, 4)).graph, {})
+    unknown = fuse(trace(torch.linalg.inv, torch.randn(4, 4)).graph, {}).unknown
     assert unknown and all("linalg_inv" in name for name in unknown)
 
 

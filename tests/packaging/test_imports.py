@@ -11,6 +11,7 @@ import pytest
 import tokenpass
 
 HEAVY = {"torch", "numpy", "sympy", "networkx", "yaml", "pydantic", "triton", "transformers"}
+HEAVY |= {"scipy", "typer", "rich", "matplotlib", "safetensors"}
 
 EVERYTHING = """
 import collections, importlib, inspect, os, pkgutil, sys
@@ -57,6 +58,18 @@ def test_importing_tokenpass_is_light(repository: Path) -> None:
     added = added_modules("tokenpass", repository)
     assert "tokenpass" in added
     assert not added & HEAVY
+
+
+def test_the_backend_loads_nothing_that_only_models_and_tools_need(repository: Path) -> None:
+    """Through the entry point: the first compilation pays for what is loaded here."""
+    code = "import torch, torch._dynamo, torch._inductor.compile_fx; old = set(sys.modules)"
+    done = run(
+        f"import sys; {code}; import tokenpass.backend; print(*set(sys.modules) - old)", repository
+    )
+    assert done.returncode == 0, done.stderr
+    added = {module.split(".")[0] for module in done.stdout.split()}
+    assert added >= {"tokenpass", "pydantic"}
+    assert not added & {"transformers", "diffusers", "peft", "scipy", "typer", "rich", "matplotlib"}
 
 
 def test_reading_options_needs_no_torch(repository: Path) -> None:

@@ -6,7 +6,9 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import tempfile
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -22,7 +24,17 @@ from tokenpass.ops.cost_record import Work
 log = logging.getLogger(__name__)
 
 # Shipped under `devices/`; a new device is one YAML file and one line here.
-DEVICES: tuple[str, ...] = ("generic-cpu", "a100", "h200")
+DEVICES: tuple[str, ...] = (
+    "generic-cpu",
+    "a100",
+    "a100-40gb",
+    "h100-sxm",
+    "h100-pcie",
+    "h200",
+    "l4",
+    "a10",
+    "rtx-4090",
+)
 
 GENERIC = {"cpu": "generic-cpu", "cuda": "a100"}
 
@@ -57,6 +69,7 @@ class DeviceProfile(BaseModel):
     `bandwidth_gb_per_s` over the bytes that a kernel moves (small ones stay in a cache).
     `element_g_per_s` is 1e9 elements per second of a kind of work (see `OpCost`).
     `sources` says where each number is from; `default` speaks for those it does not name.
+    `cards` are the names by which CUDA reports the devices that it speaks for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +79,7 @@ class DeviceProfile(BaseModel):
     kind: Literal["cpu", "cuda"]
     threads: Annotated[int, Field(gt=0)] = 1
     fingerprint: str = ""
+    cards: tuple[str, ...] = ()
     sources: dict[str, str] = Field(default_factory=dict)
     gemm_gflop_per_s: dict[str, RateTable]
     bmm_gflop_per_s: dict[str, RateTable] = Field(default_factory=dict)
@@ -235,8 +249,22 @@ def measured_profile(device: torch.device) -> DeviceProfile | None:
 
 
 def _shipped_name(device: torch.device) -> str:
-    """The shipped profile whose name the device's own name contains, else the kind's generic."""
+    """The shipped profile of this device, else its kind's generic one."""
     if device.type == "cuda":
-        own = torch.cuda.get_device_name(device).lower()
-        return next((name for name in DEVICES if name in own), GENERIC["cuda"])
+        return profile_of_card(torch.cuda.get_device_name(device))
     return GENERIC.get(device.type, GENERIC["cpu"])
+
+
+def profile_of_card(card: str) -> str:
+    """The shipped profile that names this card, else one whose name is a word of the card's.
+
+    Words, not parts of words: an A100 is no A10, and an L40S no L4.
+    """
+    words = re.findall(r"[a-z0-9]+", card.lower())
+    near = next((name for name in DEVICES if name in words), GENERIC["cuda"])
+    return _profiles_by_card().get(card, near)
+
+
+@cache
+def _profiles_by_card() -> dict[str, str]:
+    return {card: name for name in DEVICES for card in shipped_profile(name).cards}

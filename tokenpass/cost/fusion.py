@@ -13,8 +13,8 @@ share. Views cost nothing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -22,9 +22,18 @@ import torch
 from torch import fx
 from torch.utils._sympy.functions import Max, Min
 
+from tokenpass.cost.buffers import Buffers, allocations
 from tokenpass.cost.cost_rules import CostRule
 from tokenpass.cost.op_cost import op_cost
-from tokenpass.cost.sizes import ONE, ZERO, dtype_name, elements, tensors_in, value_of
+from tokenpass.cost.sizes import (
+    ONE,
+    ZERO,
+    bytes_of,
+    dtype_name,
+    elements,
+    tensors_in,
+    value_of,
+)
 from tokenpass.ops.cost_record import OpCost, Work
 
 OWNER_KEY = "tokenpass_edit"
@@ -52,6 +61,7 @@ class FusionGroup:
     bytes_written: sympy.Expr
     owner: int | None = None
     calls: int | sympy.Expr = 1
+    buffers: Buffers = field(default_factory=Buffers)
 
     @functools.cached_property
     def symbols(self) -> tuple[sympy.Symbol, ...]:
@@ -60,6 +70,19 @@ class FusionGroup:
         parts = (self.flops, self.bytes_read, self.bytes_written, calls, *self.dims)
         found = {s for part in parts for s in part.free_symbols if isinstance(s, sympy.Symbol)}
         return tuple(sorted(found, key=str))
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The groups of a graph in order of their first operator; `unknown`: operators without a rule.
+
+    `held` are the bytes of the graph's inputs, `kept` names the buffers that it hands out.
+    """
+
+    groups: tuple[FusionGroup, ...]
+    unknown: tuple[str, ...]
+    held: sympy.Expr
+    kept: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -75,10 +98,8 @@ class _Costed:
     fusible: bool
 
 
-def fusion_groups(
-    graph: fx.Graph, own: Mapping[Any, CostRule]
-) -> tuple[tuple[FusionGroup, ...], tuple[str, ...]]:
-    """The groups of a graph in order of their first operator, and the operators without a rule."""
+def fuse(graph: fx.Graph, own: Mapping[Any, CostRule]) -> Fused:
+    """The groups of a graph; `own` holds the cost rules of operators of our own."""
     costed, bases, unknown = _cost_all(graph, own)
     leader = _fuse(graph, costed, bases)
     members: dict[fx.Node, list[_Costed]] = {}
@@ -86,10 +107,15 @@ def fusion_groups(
         members.setdefault(leader[node], []).append(item)
     nodes = {node: frozenset(i.node for i in items) for node, items in members.items()}
     readers = _readers(graph, costed, bases)
-    groups = tuple(
-        _group(items, nodes[node], costed, bases, readers) for node, items in members.items()
-    )
-    return groups, tuple(sorted(unknown))
+    allocated = allocations(graph, bases)
+    groups = []
+    for node, items in members.items():
+        inside = nodes[node]
+        written = _written(items, inside, readers)
+        generated = all(item.fusible for item in items)
+        buffers = allocated.of_group([item.node for item in items], written, generated)
+        groups.append(_group(items, inside, written, bases, buffers))
+    return Fused(tuple(groups), tuple(sorted(unknown)), allocated.held, allocated.kept)
 
 
 def _cost_all(
@@ -209,12 +235,23 @@ def _readers(
     return readers
 
 
+def _written(
+    items: list[_Costed], inside: frozenset[fx.Node], readers: Mapping[fx.Node, list[fx.Node]]
+) -> list[fx.Node]:
+    """The members that others read."""
+    return [
+        item.node
+        for item in items
+        if any(reader not in inside for reader in readers.get(item.node, ()))
+    ]
+
+
 def _group(
     items: list[_Costed],
     inside: frozenset[fx.Node],
-    costed: Mapping[fx.Node, _Costed],
+    written: Sequence[fx.Node],
     bases: Mapping[fx.Node, fx.Node],
-    readers: Mapping[fx.Node, list[fx.Node]],
+    buffers: Buffers,
 ) -> FusionGroup:
     anchor = next((item for item in items if not item.fusible), None)
     anchor = anchor or next((item for item in items if item.cost.work == "reduction"), items[0])
@@ -223,11 +260,6 @@ def _group(
         if len(item.cost.dims) == 1:
             amount = item.cost.dims[0] * _weight(item.cost.weight)
             counted[item.cost.work] = counted.get(item.cost.work, ZERO) + amount
-    written = [
-        item.node
-        for item in items
-        if any(reader not in inside for reader in readers.get(item.node, ()))
-    ]
     return FusionGroup(
         names=tuple(item.node.name for item in items),
         work=anchor.cost.work,
@@ -236,9 +268,10 @@ def _group(
         dims=anchor.cost.dims,
         elements=tuple(sorted(counted.items())),
         bytes_read=_bytes_read(items, inside, bases) - sympy.Add(*(i.cost.unread for i in items)),
-        bytes_written=sympy.Add(*(_bytes(value_of(node)) for node in written)),
+        bytes_written=sympy.Add(*(bytes_of(value_of(node)) for node in written)),
         owner=items[0].owner,
         calls=anchor.cost.calls,
+        buffers=buffers,
     )
 
 
@@ -248,11 +281,6 @@ def _weight(weight: float) -> sympy.Expr:
 
 def _main_tensor(node: fx.Node) -> torch.Tensor:
     return tensors_in(value_of(node))[0]
-
-
-def _bytes(value: Any) -> sympy.Expr:
-    """Bytes of all tensors of a value."""
-    return sympy.Add(*(elements(item) * item.element_size() for item in tensors_in(value)))
 
 
 def _bytes_read(
@@ -267,14 +295,14 @@ def _bytes_read(
                 continue
             size = _portion(value_of(argument), value_of(base))
             if item.cost.work == "gather" and position == 0:
-                size = _bytes(value_of(item.node))
+                size = bytes_of(value_of(item.node))
             read[base] = _larger(read.get(base), size)
     return sympy.Add(*read.values())
 
 
 def _portion(view: Any, base: Any) -> sympy.Expr:
     """Bytes of a view that memory has to deliver: never more than its base holds."""
-    return _smaller(_bytes(view), _bytes(base))
+    return _smaller(bytes_of(view), bytes_of(base))
 
 
 def _smaller(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:

@@ -58,6 +58,21 @@ def size_function(
     return forms[key], symbols
 
 
+def number_function(
+    symbols: Sequence[sympy.Symbol], expressions: Sequence[sympy.Basic]
+) -> Callable[[tuple[int, ...]], list[float]]:
+    """Several expressions as one function of the symbols' values."""
+    places = {
+        symbol: sympy.Symbol(f"_{index}", integer=True, positive=True)
+        for index, symbol in enumerate(symbols)
+    }
+    renamed = [part.xreplace(places) for part in expressions] if symbols else expressions
+    function = sympy.lambdify(
+        tuple(places.values()), renamed, modules=[_FUNCTIONS, "math"], cse=True
+    )
+    return lambda values: [float(value) for value in function(*values)]
+
+
 def _compile(
     group: FusionGroup,
     kinds: tuple[Any, ...],

@@ -7,6 +7,7 @@ their symbols (the layers of a model) share one compiled function and its rememb
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,13 +18,15 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from tokenpass.cost.cost_rules import CostRule
 from tokenpass.cost.device import DeviceProfile
-from tokenpass.cost.fusion import FusionGroup, fusion_groups
+from tokenpass.cost.fusion import FusionGroup, fuse
 from tokenpass.cost.group_time import Bound, GroupSizes, GroupTimer
 from tokenpass.cost.lambdas import SizeFunction, size_function
+from tokenpass.cost.memory import PeakMemory, peak_memory
+from tokenpass.cost.sizes import ZERO
 from tokenpass.errors import InternalError
 from tokenpass.ops.cost_record import Work
 
-Objective = Literal["latency", "flops"]
+Objective = Literal["latency", "flops", "memory"]
 Levels = Mapping[sympy.Symbol, int]
 
 DATA_DEPENDENT = 128
@@ -47,14 +50,26 @@ class GroupReport:
 class GraphCost:
     """All fusion groups of a graph; `symbols` are the levels they depend on.
 
-    `unknown` lists operators that no rule covers: they count one pass over their result.
+    `unknown` lists operators that no rule covers: they count one pass over their result. `held` are
+    the bytes of the graph's inputs, `kept` names the buffers that it hands out.
     """
 
     groups: tuple[FusionGroup, ...]
     symbols: tuple[sympy.Symbol, ...]
     unknown: tuple[str, ...] = ()
+    held: sympy.Expr = ZERO
+    kept: frozenset[str] = frozenset()
     _forms: dict[Any, SizeFunction] = field(default_factory=dict, repr=False, compare=False)
     _bound: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @functools.cached_property
+    def memory(self) -> PeakMemory:
+        """Peak bytes as a function of the graph's symbols."""
+        return peak_memory(self.groups, self.held, self.kept)
+
+    def point(self, levels: Levels) -> tuple[int, ...]:
+        """The values of the symbols that `memory` depends on, in its order."""
+        return tuple(_value(levels, symbol) for symbol in self.memory.symbols)
 
     def bind(
         self,
@@ -62,10 +77,12 @@ class GraphCost:
         objective: Objective = "latency",
         without_edits: Collection[int] = (),
     ) -> Callable[[Levels], float]:
-        """A function from levels to cost (seconds or flops) that remembers what it computed.
+        """A function from levels to cost (seconds, flops, peak bytes) that remembers its results.
 
         `without_edits` leaves out the groups that these edits inserted.
         """
+        if objective == "memory":
+            return lambda levels: self.memory(self.point(levels), without_edits)
         key = (id(profile), objective)
         if key not in self._bound:
             measure = _measure(profile, objective)
@@ -88,7 +105,7 @@ class GraphCost:
         objective: Objective = "latency",
         without_edits: Collection[int] = (),
     ) -> float:
-        """Cost at these levels: seconds, or flops. Every symbol of the graph needs a value."""
+        """Cost at these levels: seconds, flops or peak bytes. Every symbol needs a value."""
         return self.bind(profile, objective, without_edits)(levels)
 
     def evaluate_many(
@@ -200,6 +217,7 @@ def graph_cost(gm: fx.GraphModule, op_costs: Mapping[Any, CostRule] | None = Non
     `op_costs` maps operators of our own to their cost rules (called with the fake result first,
     then the operator's arguments).
     """
-    groups, unknown = fusion_groups(gm.graph, op_costs or {})
-    symbols = {symbol for group in groups for symbol in group.symbols}
-    return GraphCost(groups, tuple(sorted(symbols, key=str)), unknown)
+    fused = fuse(gm.graph, op_costs or {})
+    symbols = {symbol for group in fused.groups for symbol in group.symbols}
+    ordered = tuple(sorted(symbols, key=str))
+    return GraphCost(fused.groups, ordered, fused.unknown, fused.held, fused.kept)

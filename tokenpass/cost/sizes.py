@@ -55,6 +55,11 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     return []
 
 
+def bytes_of(value: Any) -> sympy.Expr:
+    """Bytes of all tensors of a value."""
+    return sympy.Add(*(elements(item) * item.element_size() for item in tensors_in(value)))
+
+
 def shares_storage(value: torch.Tensor, others: Sequence[torch.Tensor]) -> bool:
     """Whether `value` is a view of one of `others`; true for fake tensors as for real ones."""
     return any(

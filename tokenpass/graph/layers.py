@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch.fx import Graph, Node
 
@@ -35,15 +35,15 @@ def layer_of(node: Node, prefixes: Sequence[str]) -> int | None:
 
 
 def costs_by_layer(
-    graph: Graph, costs: dict[str, float], prefixes: Sequence[str]
+    graph: Graph,
+    costs: dict[str, float],
+    prefixes: Sequence[str],
+    together: Callable[[Iterable[float]], float] = sum,
 ) -> tuple[list[float], float]:
-    """Costs summed for each layer, and what lies outside all layers."""
-    layers, outside = [0.0] * len(prefixes), 0.0
+    """Costs of each layer's nodes taken together, and of those outside all layers."""
+    layers: list[list[float]] = [[0.0] for _ in prefixes]
+    outside = [0.0]
     for node in graph.nodes:
-        cost = costs.get(node.name, 0.0)
         at = layer_of(node, prefixes)
-        if at is None:
-            outside += cost
-        else:
-            layers[at] += cost
-    return layers, outside
+        (outside if at is None else layers[at]).append(costs.get(node.name, 0.0))
+    return [together(layer) for layer in layers], together(outside)

@@ -47,10 +47,11 @@ def with_regions(
     verify_rewrite(planned.view.module, made, short)
     edited = graph_cost(made, op_costs(device_of(captured).type))
     edits = tuple(Edit(name, one.site, one.policy, one.level) for name, one in chosen)
+    cost = edited.evaluate(planned.sizes, planned.profile, config.objective)
     plan = replace(
         planned.plan,
         edits=(*planned.plan.edits, *edits),
-        planned_cost=edited.evaluate(planned.sizes, planned.profile, config.objective),
+        planned_cost=cost + copies(config, [one for _, one in chosen]),
         rejections=known,
     )
     before = planned.rewritten or Rewritten(module)
@@ -118,10 +119,16 @@ def paying(
     before = cost(graph_cost(module, costs)) if kinds else 0.0
     kept: list[Named] = []
     for same in kinds.values():
-        after = cost(graph_cost(replaced(module, [one for _, one in same], 0), costs))
+        mine = [one for _, one in same]
+        after = cost(graph_cost(replaced(module, mine, 0), costs)) + copies(config, mine)
         if after < before * (1 - NO_CHANGE):
             kept += same
     return [one for one in found if one in kept]
+
+
+def copies(config: Config, chosen: Sequence[Replacement]) -> float:
+    """What second copies of weights add to a plan's cost: bytes, where those are counted."""
+    return float(sum(one.packed_bytes for one in chosen)) if config.objective == "memory" else 0.0
 
 
 def affordable(

@@ -53,16 +53,15 @@ def layer_rows(planned: Planned) -> tuple[tuple[LayerRow, ...], tuple[float, flo
     """Each attention layer's tokens and costs, and the costs outside all layers."""
     regions = planned.view.regions
     prefixes = layer_prefixes(regions)
-    profile, sizes = planned.profile, dict(planned.sizes)
-    if planned.plan.objective == "flops":
-        dense_costs = flops_by_node(planned.dense, sizes, profile)
-        edited_costs = flops_by_node(planned.edited or planned.dense, sizes, profile)
-    else:
-        dense_costs = planned.dense.per_node(sizes, profile)
-        edited_costs = (planned.edited or planned.dense).per_node(sizes, profile)
-    dense, dense_outside = costs_by_layer(planned.view.module.graph, dense_costs, prefixes)
+    dense_costs, edited_costs = (
+        costs_by_node(cost, planned) for cost in (planned.dense, planned.edited or planned.dense)
+    )
+    together = max if planned.plan.objective == "memory" else sum
+    dense, dense_outside = costs_by_layer(
+        planned.view.module.graph, dense_costs, prefixes, together
+    )
     graph = (planned.module or planned.view.module).graph
-    edited, outside = costs_by_layer(graph, edited_costs, prefixes)
+    edited, outside = costs_by_layer(graph, edited_costs, prefixes, together)
     counts = token_counts(planned)
     rows = tuple(
         LayerRow(
@@ -77,6 +76,16 @@ def layer_rows(planned: Planned) -> tuple[tuple[LayerRow, ...], tuple[float, flo
         for at, region in enumerate(regions)
     )
     return rows, (dense_outside, outside)
+
+
+def costs_by_node(cost: GraphCost, planned: Planned) -> dict[str, float]:
+    """Each node's cost in the objective's unit; of memory, what is held while its kernel runs."""
+    sizes = dict(planned.sizes)
+    if planned.plan.objective == "flops":
+        return flops_by_node(cost, sizes, planned.profile)
+    if planned.plan.objective == "memory":
+        return cost.memory.while_running(cost.point(sizes))
+    return cost.per_node(sizes, planned.profile)
 
 
 def flops_by_node(

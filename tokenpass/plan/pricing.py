@@ -31,7 +31,7 @@ from tokenpass.rewrite.rewriter import Actions, rewrite_at_levels, static_fakes
 
 @dataclass(frozen=True, eq=False)
 class Prices:
-    """Predicted costs of plans of one graph, in the objective's unit (seconds or flops)."""
+    """Predicted costs of plans of one graph, in the objective's unit (seconds, flops or bytes)."""
 
     cost: GraphCost
     symbols: tuple[sympy.Symbol, ...]
