@@ -25,13 +25,6 @@ from tokenpass.codegen.triton.gather_tokens import TritonGatherTokens
 from tokenpass.codegen.triton.merge_tokens import TritonMergeTokens
 
 TEMPLATES: tuple[KernelTemplate, ...] = (
-    TritonBipartiteMatch(),
-    CppBipartiteMatch(),
-    CppMaskCompact(),
-    CppSparseInputGemv(),
-    CppSparseOutputGemv(),
-    CppGluNeuron(),
-    CppRowStatsRelu(),
     TritonAttentionColumnSums(),
     TritonAttentionRow(),
     TritonBipartiteMatch(),
@@ -43,5 +36,10 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
     CppBipartiteMatch(),
     CppFarthestPoint(),
     CppGatherTokens(),
+    CppGluNeuron(),
+    CppMaskCompact(),
     CppMergeTokens(),
+    CppRowStatsRelu(),
+    CppSparseInputGemv(),
+    CppSparseOutputGemv(),
 )

@@ -26,20 +26,18 @@ from tokenpass.ops import (
 from tokenpass.ops.operator import NAMESPACE, Operator
 
 OPERATORS: tuple[Operator, ...] = (
-    bipartite_match.OPERATOR,
-    merge_assignment.OPERATOR,
-    mask_compact.OPERATOR,
-    sparse_input_gemv.OPERATOR,
-    sparse_output_gemv.OPERATOR,
-    glu_neuron.OPERATOR,
-    row_stats_relu.OPERATOR,
     attention_column_sums.OPERATOR,
     attention_row.OPERATOR,
     bipartite_match.OPERATOR,
     farthest_point.OPERATOR,
     gather_tokens.OPERATOR,
+    glu_neuron.OPERATOR,
+    mask_compact.OPERATOR,
     merge_assignment.OPERATOR,
     merge_tokens.OPERATOR,
+    row_stats_relu.OPERATOR,
+    sparse_input_gemv.OPERATOR,
+    sparse_output_gemv.OPERATOR,
 )
 
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
