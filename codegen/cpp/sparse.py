@@ -19,23 +19,28 @@ static int32_t compact(
         int64_t n = entries - at < W ? entries - at : W;
         vi any = {};
         vf limit = all(0.0f);
-        if (HAS_THRESHOLD)
-            limit = threshold_step == 0 ? all(*threshold) : load_part(threshold + at, n);
+        if (HAS_THRESHOLD && threshold_step == 0) limit = all(*threshold);
+        if (HAS_THRESHOLD && threshold_step != 0)
+            limit = n == W ? load(threshold + at) : load_part(threshold + at, n);
         for (int64_t row = 0; row < rows; row++) {
             vf y = all(0.0f);
             vf v = n == W ? prologue<false>(y, in, row, at, n) : prologue<true>(y, in, row, at, n);
             vi active = HAS_THRESHOLD ? (vi)~(absolute(v) <= limit) : (vi)(v != all(0.0f));
             any |= active;  // true is -1; NaN is not below its limit
-            store_part(kept + row * entries + at, active ? v : all(0.0f), n);
+            v = active ? v : all(0.0f);
+            if (n == W) store(kept + row * entries + at, v);
+            else store_part(kept + row * entries + at, v, n);
         }
         int32_t flags[W];
         memcpy(flags, &any, sizeof any);
+        int32_t before = count;
         for (int64_t lane = 0; lane < n; lane++) {
             index[count] = (int32_t)(at + lane);
-            for (int64_t row = 0; row < rows; row++)
-                kept[row * entries + count] = kept[row * entries + at + lane];
             count -= flags[lane];
         }
+        for (int64_t row = 0; row < rows; row++)
+            for (int32_t j = before; j < count; j++)
+                kept[row * entries + j] = kept[row * entries + index[j]];
     }
     return count;
 }
