@@ -13,6 +13,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_INFO = Path("/proc/cpuinfo")
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def fingerprint() -> dict[str, Any]:
@@ -38,6 +39,13 @@ def cpu_model() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def last_level_cache_bytes() -> int:
+    """The largest cache that the system tells of, of one processor; 32 MiB where it tells none."""
+    sizes = [path.read_text().strip() for path in CACHES.glob("index*/size")]
+    units = {"K": 2**10, "M": 2**20}
+    return max((int(size[:-1]) * units[size[-1]] for size in sizes), default=32 * 2**20)
 
 
 def commit() -> str | None:

@@ -11,7 +11,12 @@ from tokenpass.codegen.cpp.attention_row import CppAttentionRow
 from tokenpass.codegen.cpp.bipartite_match import CppBipartiteMatch
 from tokenpass.codegen.cpp.farthest_point import CppFarthestPoint
 from tokenpass.codegen.cpp.gather_tokens import CppGatherTokens
+from tokenpass.codegen.cpp.glu_neuron import CppGluNeuron
+from tokenpass.codegen.cpp.mask_compact import CppMaskCompact
 from tokenpass.codegen.cpp.merge_tokens import CppMergeTokens
+from tokenpass.codegen.cpp.row_stats_relu import CppRowStatsRelu
+from tokenpass.codegen.cpp.sparse_input_gemv import CppSparseInputGemv
+from tokenpass.codegen.cpp.sparse_output_gemv import CppSparseOutputGemv
 from tokenpass.codegen.triton.attention_column_sums import TritonAttentionColumnSums
 from tokenpass.codegen.triton.attention_row import TritonAttentionRow
 from tokenpass.codegen.triton.bipartite_match import TritonBipartiteMatch
@@ -32,4 +37,9 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
     CppFarthestPoint(),
     CppGatherTokens(),
     CppMergeTokens(),
+    CppMaskCompact(),
+    CppSparseInputGemv(),
+    CppSparseOutputGemv(),
+    CppGluNeuron(),
+    CppRowStatsRelu(),
 )

@@ -180,7 +180,6 @@ class CppBipartiteMatch(CppTemplate):
     name: ClassVar[str] = "cpp_bipartite_match"
     operator: ClassVar[str] = "bipartite_match"
     any_threads: ClassVar[bool] = True
-    arguments: ClassVar[tuple[Any, ...]] = (POINTER,) * 5 + (SIZE,) * 8
 
     def supports(self, problem: Problem) -> Rejection | None:
         keys = problem.tensor(0)
@@ -196,6 +195,9 @@ class CppBipartiteMatch(CppTemplate):
         if keys is None:
             raise InternalError(f"{self.name}: a problem without keys was not rejected")
         return {"stored": STORED[keys.dtype]}
+
+    def arguments(self, parameters: Parameters) -> tuple[Any, ...]:
+        return (POINTER,) * 5 + (SIZE,) * 8
 
     def render(self, parameters: Parameters) -> str:
         isa = str(parameters["isa"])

@@ -41,8 +41,6 @@ class CppTemplate(KernelTemplate):
     isas: ClassVar[tuple[str, ...]] = ("avx512", "avx2", "scalar")
     any_threads: ClassVar[bool] = False
     """Whether results have the same bits for every number of threads."""
-    arguments: ClassVar[tuple[Any, ...]]
-    """The kinds of the function's arguments."""
 
     def parameters(self, problem: Problem) -> Parameters:
         return {"isa": available(self.isas)[0], **self.details(problem)}
@@ -52,6 +50,10 @@ class CppTemplate(KernelTemplate):
         """What the source depends on besides the instruction set."""
 
     @abstractmethod
+    def arguments(self, parameters: Parameters) -> tuple[Any, ...]:
+        """The kinds of the function's arguments."""
+
+    @abstractmethod
     def bind(self, function: Callable[..., int], parameters: Parameters) -> Callable[..., Any]:
         """A function with the operator's parameters and results that calls `function`."""
 
@@ -59,7 +61,7 @@ class CppTemplate(KernelTemplate):
         source = source_of(self, parameters)
         library = load(self.operator, source, str(parameters["isa"]))
         function = getattr(library, self.operator)
-        function.argtypes, function.restype = self.arguments, ctypes.c_int
+        function.argtypes, function.restype = self.arguments(parameters), ctypes.c_int
         return self.bind(function, parameters)
 
 

@@ -83,8 +83,25 @@ template <typename T> static inline vf load_part(const T *p, int64_t n) {
 template <typename T> static inline void store_part(T *p, vf x, int64_t n) {
     T part[W]; store(part, x); memcpy(p, part, n * sizeof(T));
 }
+template <bool part, typename T> static inline vf take(const T *p, int64_t n) {
+    return part ? load_part(p, n) : load(p);
+}
+template <bool part, typename T> static inline void put(T *p, vf x, int64_t n) {
+    if (part) store_part(p, x, n); else store(p, x);
+}
 template <typename T> static inline float one(const T *p) { return load_part(p, 1)[0]; }
 template <> inline float one(const float *p) { return *p; }
+template <typename T> static inline vf gather(const T *p, const int32_t *index, int64_t n) {
+    float each[W] = {};
+    for (int64_t at = 0; at < n; at++) each[at] = one(p + index[at]);
+    return load(each);
+}
+
+// Threads for so many multiplications: starting one costs about a microsecond.
+static inline int64_t useful_threads(int64_t work, int64_t threads) {
+    int64_t most = work / 32768 + 1;
+    return most < threads ? most : threads;
+}
 
 // The sums of the lanes of four vectors.
 static inline v4f sums(vf a, vf b, vf c, vf d) {

@@ -15,8 +15,13 @@ from tokenpass.ops import (
     bipartite_match,
     farthest_point,
     gather_tokens,
+    glu_neuron,
+    mask_compact,
     merge_assignment,
     merge_tokens,
+    row_stats_relu,
+    sparse_input_gemv,
+    sparse_output_gemv,
 )
 from tokenpass.ops.operator import NAMESPACE, Operator
 
@@ -28,6 +33,11 @@ OPERATORS: tuple[Operator, ...] = (
     gather_tokens.OPERATOR,
     merge_assignment.OPERATOR,
     merge_tokens.OPERATOR,
+    mask_compact.OPERATOR,
+    sparse_input_gemv.OPERATOR,
+    sparse_output_gemv.OPERATOR,
+    glu_neuron.OPERATOR,
+    row_stats_relu.OPERATOR,
 )
 
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")

@@ -1,0 +1,131 @@
+"""A linear layer whose input is mostly zero: only the weights of active entries are read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenpass.ops.cost_record import OpCost
+from tokenpass.ops.operator import Operator
+from tokenpass.ops.pointwise import flops, parse
+from tokenpass.ops.sparse_list import (
+    DTYPES,
+    EPILOGUES,
+    check_inputs,
+    check_list,
+    check_matrix,
+    choose,
+    evaluated,
+    example_inputs,
+    listed,
+    product,
+    text_calls,
+)
+from tokenpass.shapes import Float, Int
+
+NAME = "sparse_input_gemv"
+CALLS = 12
+"""Calls into torch that the reference makes without its text; a test counts them."""
+
+
+def sparse_input_gemv(
+    index: Int[Tensor, " entries"],
+    kept: Float[Tensor, "rows entries"],
+    count: Int[Tensor, " 1"],
+    packed: Float[Tensor, "entries outputs"],
+    inputs: list[Float[Tensor, "rows outputs"]],
+    epilogue: str = "y",
+) -> Float[Tensor, "rows outputs"]:
+    """epilogue(y), y = sum over j < count of kept[:, j] packed[index[j]], in packed's dtype.
+
+    Sums are float32 and in a fixed order. Entries that are not listed are never read, so infinities
+    and NaN in their weights do not matter; those in listed ones meet kept values that are 0 as in
+    any product. Gradients are refused. Raises CallError where the list is out of range.
+    """
+    call = torch.ops.tokenpass.sparse_input_gemv.default
+    return call(index, kept, count, packed, inputs, epilogue)
+
+
+def reference(
+    index: Tensor, kept: Tensor, count: Tensor, packed: Tensor, inputs: list[Tensor], epilogue: str
+) -> Tensor:
+    """`sparse_input_gemv` in plain torch."""
+    check(index, kept, count, packed, inputs, epilogue)
+    places = listed(NAME, index, count)
+    y = kept[:, : places.shape[0]] @ packed.index_select(0, places).float()
+    return evaluated(epilogue, inputs, (kept.shape[0], packed.shape[1]), y).to(
+        packed.dtype, copy=True
+    )
+
+
+def check(
+    index: Tensor, kept: Tensor, count: Tensor, packed: Tensor, inputs: list[Tensor], epilogue: str
+) -> None:
+    """Raises ValueError where the arguments do not fit each other."""
+    check_matrix(NAME, "packed", packed, (None, None))
+    entries, outputs = packed.shape
+    check_list(NAME, index, count, entries)
+    check_matrix(NAME, "kept", kept, (None, entries))
+    if kept.dtype != torch.float32:
+        raise ValueError(f"tokenpass::{NAME}: kept must be float32, got {kept.dtype}")
+    check_inputs(NAME, "epilogue", inputs, epilogue, (kept.shape[0], outputs), computed=True)
+
+
+def fake(
+    index: Tensor, kept: Tensor, count: Tensor, packed: Tensor, inputs: list[Tensor], epilogue: str
+) -> Tensor:
+    """Shape and dtype of the output."""
+    check(index, kept, count, packed, inputs, epilogue)
+    return packed.new_empty((kept.shape[0], packed.shape[1]))
+
+
+def cost(
+    index: Tensor, kept: Tensor, count: Tensor, packed: Tensor, inputs: list[Tensor], epilogue: str
+) -> OpCost:
+    """A product with all entries listed: how many are is known on the device alone."""
+    rows, (entries, outputs) = kept.shape[0], packed.shape
+    elements = product(rows, outputs)
+    return OpCost(
+        work="gemm",
+        flops=2 * product(rows, entries, outputs) + elements * flops(parse(epilogue)),
+        dims=(product(), product(rows), product(outputs), product(entries)),
+        calls=CALLS + text_calls(epilogue),
+    )
+
+
+def example(
+    generator: torch.Generator, dtype: torch.dtype, *, rows: int, entries: int, outputs: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], str]:
+    """Arguments of one call: any count that is possible, nonsense behind it."""
+    text, *repeated = choose(generator, len(EPILOGUES), 4, 4)
+    index, count = example_list(generator, entries)
+    kept = torch.randn(rows, entries, generator=generator)
+    packed = torch.randn(entries, outputs, generator=generator).to(dtype)
+    inputs = example_inputs(generator, dtype, (repeated[0], repeated[1]), (rows, outputs))
+    return index, kept, count, packed, inputs, EPILOGUES[text]
+
+
+def example_list(generator: torch.Generator, entries: int) -> tuple[Tensor, Tensor]:
+    """A random list: no entry, some, or all of them."""
+    share = float(torch.rand(1, generator=generator)) * 1.4 - 0.2
+    active = torch.rand(entries, generator=generator) < share
+    index = torch.argsort(active, descending=True, stable=True).to(torch.int32)
+    index[int(active.sum()) :] = -7
+    return index, active.sum(dtype=torch.int32).reshape(1)
+
+
+OPERATOR = Operator(
+    name=NAME,
+    schema=(
+        "(Tensor index, Tensor kept, Tensor count, Tensor packed, Tensor[] inputs, str epilogue)"
+        " -> Tensor"
+    ),
+    check=check,
+    reference=reference,
+    fake=fake,
+    cost=cost,
+    example=example,
+    sizes={"rows": range(1, 10), "entries": range(70), "outputs": range(1, 70)},
+    dtypes=DTYPES,
+    gradient="refused",
+)
