@@ -78,12 +78,18 @@ def train(
 
 
 def rate(recipe: Recipe, step: int) -> float:
-    """The learning rate: a linear warm-up to the peak, then half a cosine to the last rate."""
-    if step < recipe.warm_up:
-        return recipe.peak_rate * (step + 1) / recipe.warm_up
-    done = (step - recipe.warm_up) / max(1, recipe.steps - recipe.warm_up)
+    """The learning rate: a linear warm-up to the peak, then half a cosine to the last rate.
+
+    A restart begins at its own rate.
+    """
+    first, end, restart = recipe.cycle_of(step)
+    peak = recipe.peak_rate if restart is None else restart
+    begin = recipe.warm_up if restart is None else first
+    if step < begin:
+        return peak * (step + 1) / recipe.warm_up
+    done = (step - begin) / max(1, end - begin)
     cosine = (1 + math.cos(math.pi * done)) / 2
-    return recipe.last_rate + (recipe.peak_rate - recipe.last_rate) * cosine
+    return recipe.last_rate + (peak - recipe.last_rate) * cosine
 
 
 def draw(content: Tensor, stage: Stage, seed: int, step: int) -> Tensor:

@@ -40,11 +40,16 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Stage:
-    """`steps` steps on `batch` windows of `tokens` bytes each."""
+    """`steps` steps on `batch` windows of `tokens` bytes each.
+
+    With `restart`, the learning rate begins a cosine of its own there; without, it goes on along
+    that of the stages before.
+    """
 
     tokens: int
     batch: int
     steps: int
+    restart: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,22 @@ class Recipe:
             left -= stage.steps
         raise ValueError(f"step {step} of {self.steps}: steps are counted from 0")
 
+    def cycle_of(self, step: int) -> tuple[int, int, float | None]:
+        """(first step, behind the last step, rate of a restart) of the cosine at a step."""
+        starts: list[tuple[int, float | None]] = [(0, None)]
+        at = 0
+        for stage in self.stages:
+            if stage.restart is not None:
+                starts.append((at, stage.restart))
+            at += stage.steps
+        ends = [first for first, _ in starts[1:]] + [at]
+        found = [
+            (first, end, restart)
+            for (first, restart), end in zip(starts, ends, strict=True)
+            if first <= step
+        ]
+        return found[-1]
+
     def as_data(self) -> dict[str, Any]:
         """The recipe in lists, numbers and strings, as YAML and checkpoints hold it."""
         data = asdict(self)
@@ -94,8 +115,13 @@ class Recipe:
         return data
 
 
-STAGES = (Stage(tokens=256, batch=8, steps=4000), Stage(tokens=1024, batch=2, steps=600))
-"""Short windows first: attention's backward pass dominates long ones."""
+STAGES = (
+    Stage(tokens=256, batch=8, steps=3000),
+    Stage(tokens=1024, batch=2, steps=350),
+    Stage(tokens=1024, batch=2, steps=400, restart=1e-3),
+)
+"""Short windows first: attention's backward pass dominates long ones. Positions that the first
+stage never saw cost a bit per byte at first; the end of a cosine is too slow to win that back."""
 RECIPES: dict[Variant, Recipe] = {
     "swiglu": Recipe("swiglu", Sizes(mlp_width=384), STAGES),
     "relu2": Recipe("relu2", Sizes(mlp_width=576), STAGES),

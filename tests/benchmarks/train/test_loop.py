@@ -92,6 +92,17 @@ def test_the_rate_warms_up_and_falls_along_a_cosine():
     assert rate(recipe, recipe.steps) == pytest.approx(0.1)
 
 
+def test_a_restart_begins_a_cosine_of_its_own():
+    stages = (*STAGES, Stage(tokens=48, batch=2, steps=8, restart=0.5))
+    once, again = (replace(TINY, peak_rate=1.0, last_rate=0.1, stages=s) for s in (STAGES, stages))
+    before = [rate(once, step) for step in range(once.steps)]
+    assert [rate(again, step) for step in range(once.steps)] == before
+    rest = [rate(again, step) for step in range(once.steps, again.steps)]
+    assert rest[0] == 0.5 and rest[4] == pytest.approx(0.3)
+    assert rest == sorted(rest, reverse=True)
+    assert rate(again, again.steps) == pytest.approx(0.1)
+
+
 def test_stages_follow_each_other():
     assert [TINY.stage_of(step).tokens for step in (0, 11, 12, 17)] == [24, 24, 48, 48]
     with pytest.raises(ValueError, match="step 18 of 18"):
