@@ -137,13 +137,15 @@ class CppAttentionColumnSums(CppTemplate):
     name: ClassVar[str] = "cpp_attention_column_sums"
     operator: ClassVar[str] = "attention_column_sums"
     any_threads: ClassVar[bool] = True
-    arguments: ClassVar[tuple[Any, ...]] = (POINTER,) * 5 + (NUMBER,) + (SIZE,) * 19
 
     def supports(self, problem: Problem) -> Rejection | None:
         return not_float(self.name, problem.tensor(1))
 
     def details(self, problem: Problem) -> Parameters:
         return {"stored": float_type(self.name, problem.tensor(1))}
+
+    def arguments(self, parameters: Parameters) -> tuple[Any, ...]:
+        return (POINTER,) * 5 + (NUMBER,) + (SIZE,) * 19
 
     def render(self, parameters: Parameters) -> str:
         isa = str(parameters["isa"])

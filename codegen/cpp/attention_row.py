@@ -59,6 +59,7 @@ extern "C" __attribute__((visibility("default"))) int attention_row(
     int64_t batch, int64_t heads, int64_t group, int64_t tokens, int64_t width, int64_t padded,
     int64_t wide, int64_t query_batch, int64_t query_head, int64_t keys_batch, int64_t keys_head,
     int64_t keys_token, int64_t bias_batch, int64_t bias_head, int64_t threads) {
+    threads = useful_threads(batch * heads * tokens * width, threads);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t task = 0; task < batch * heads / ROWS; task++) {
         int64_t sample = task * ROWS / heads, head = task * ROWS % heads;
@@ -103,7 +104,6 @@ class CppAttentionRow(CppTemplate):
     name: ClassVar[str] = "cpp_attention_row"
     operator: ClassVar[str] = "attention_row"
     any_threads: ClassVar[bool] = True
-    arguments: ClassVar[tuple[Any, ...]] = (POINTER,) * 5 + (NUMBER,) + (SIZE,) * 15
 
     def supports(self, problem: Problem) -> Rejection | None:
         return not_float(self.name, problem.tensor(1))
@@ -114,6 +114,9 @@ class CppAttentionRow(CppTemplate):
         shared = keys.shape[1] if keys is not None else None
         group = heads // shared if heads and shared else 1
         return {"stored": float_type(self.name, keys), "group": group}
+
+    def arguments(self, parameters: Parameters) -> tuple[Any, ...]:
+        return (POINTER,) * 5 + (NUMBER,) + (SIZE,) * 15
 
     def render(self, parameters: Parameters) -> str:
         isa = str(parameters["isa"])

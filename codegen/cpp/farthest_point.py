@@ -57,6 +57,7 @@ extern "C" __attribute__((visibility("default"))) int farthest_point(
         if (start < 0 || start >= tokens) return 1;
         index[sample * count] = start;
     }
+    threads = useful_threads(batch * tokens * width, threads);
 #pragma omp parallel num_threads(threads)
     for (int64_t step = 1; step < count; step++) {
 #pragma omp for schedule(static)
@@ -84,13 +85,15 @@ class CppFarthestPoint(CppTemplate):
     name: ClassVar[str] = "cpp_farthest_point"
     operator: ClassVar[str] = "farthest_point"
     any_threads: ClassVar[bool] = True
-    arguments: ClassVar[tuple[Any, ...]] = (POINTER,) * 4 + (SIZE,) * 8
 
     def supports(self, problem: Problem) -> Rejection | None:
         return not_float(self.name, problem.tensor(0))
 
     def details(self, problem: Problem) -> Parameters:
         return {"stored": float_type(self.name, problem.tensor(0))}
+
+    def arguments(self, parameters: Parameters) -> tuple[Any, ...]:
+        return (POINTER,) * 4 + (SIZE,) * 8
 
     def render(self, parameters: Parameters) -> str:
         source = SOURCE.substitute(parameters, chosen=f"{CHOSEN}f")

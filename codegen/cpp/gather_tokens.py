@@ -45,13 +45,15 @@ class CppGatherTokens(CppTemplate):
     operator: ClassVar[str] = "gather_tokens"
     isas: ClassVar[tuple[str, ...]] = ("scalar",)
     any_threads: ClassVar[bool] = True
-    arguments: ClassVar[tuple[Any, ...]] = (POINTER,) * 3 + (SIZE,) * 8
 
     def supports(self, problem: Problem) -> Rejection | None:
         return None
 
     def details(self, problem: Problem) -> Parameters:
         return {}
+
+    def arguments(self, parameters: Parameters) -> tuple[Any, ...]:
+        return (POINTER,) * 3 + (SIZE,) * 8
 
     def render(self, parameters: Parameters) -> str:
         return SOURCE.substitute(parameters)

@@ -66,6 +66,7 @@ extern "C" __attribute__((visibility("default"))) int merge_tokens(
     int64_t threads) {
     int outside = 0;
     int64_t places = count + tokens;
+    threads = useful_threads(batch * tokens * width, threads);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static) reduction(|| : outside)
@@ -93,7 +94,6 @@ class CppMergeTokens(CppTemplate):
     name: ClassVar[str] = "cpp_merge_tokens"
     operator: ClassVar[str] = "merge_tokens"
     any_threads: ClassVar[bool] = True
-    arguments: ClassVar[tuple[Any, ...]] = (POINTER,) * 5 + (SIZE,) * 7
 
     def supports(self, problem: Problem) -> Rejection | None:
         x = problem.tensor(0)
@@ -103,6 +103,9 @@ class CppMergeTokens(CppTemplate):
 
     def details(self, problem: Problem) -> Parameters:
         return {"stored": float_type(self.name, problem.tensor(0))}
+
+    def arguments(self, parameters: Parameters) -> tuple[Any, ...]:
+        return (POINTER,) * 5 + (SIZE,) * 7
 
     def render(self, parameters: Parameters) -> str:
         return prelude(str(parameters["isa"])) + SOURCE.substitute(parameters)
