@@ -37,7 +37,7 @@ def check_grid(launch, operator, dtype, most=None, spans=SIZES):
     for seed, sizes in grid if most is None else grid[:: -(-len(grid) // most)]:
         generator = torch.Generator().manual_seed(seed)
         arguments = operator.example(generator, dtype, **dict(zip(names, sizes, strict=True)))
-        results = flat(launch(*arguments))
+        results = launch(*arguments)
         if max(sizes) <= SLOW:
             oracle_of(operator.name).assert_correct(arguments, results)
         assert_agree(operator, arguments, results, operator.reference(*arguments))
@@ -45,37 +45,40 @@ def check_grid(launch, operator, dtype, most=None, spans=SIZES):
 
 
 def assert_agree(operator, arguments, results, wanted):
-    """Kernel and reference: the same numbers, but for rounding and what is unspecified.
-
-    Choices may differ where two candidates are as good: oracles judge them.
-    """
+    """Kernel and reference: the same numbers, but for rounding and what is unspecified."""
     oracle = oracle_of(operator.name)
     for got, want in zip(flat(results), flat(wanted), strict=True):
         assert got.shape == want.shape and got.dtype == want.dtype
     seen = [visible(oracle, arguments, one) for one in (results, wanted)]
     for got, want in zip(*seen, strict=True):
-        if got.dtype.is_floating_point:
+        if operator.name == "bipartite_match":
+            if got.dtype.is_floating_point:
+                torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
+        elif got.dtype.is_floating_point and operator.gradient != "refused":
             assert_as_close(got, want)
-        elif hasattr(oracle, "visible"):
+        elif got.dtype.is_floating_point:
+            scale = max(1.0, float(want.float().abs().max()) if want.numel() else 1.0)
+            rtol, atol = CLOSE[got.dtype].values()
+            torch.testing.assert_close(got, want, rtol=rtol, atol=atol * scale)
+        else:
             assert torch.equal(got, want)
+
+
+def flat(results):
+    """Results as a tuple, also where there is one."""
+    return results if isinstance(results, tuple) else (results,)
+
+
+def assert_as_close(got, want):
+    """Equal but for the order of float32 sums, and where rounded once more, the last place."""
+    last_place = {torch.float16: 2**-10, torch.bfloat16: 2**-7}.get(want.dtype, 2e-6)
+    torch.testing.assert_close(got, want, rtol=last_place, atol=2e-6)
 
 
 def visible(oracle, arguments, results):
     """The results without what is unspecified."""
     cut = getattr(oracle, "visible", None)
     return cut(arguments, results) if cut else flat(results)
-
-
-def flat(results):
-    """An operator's results as a tuple, one tensor too."""
-    return results if isinstance(results, tuple) else (results,)
-
-
-def assert_as_close(got, want):
-    """Equal but for the order of float32 sums, and where rounded once more, the last place."""
-    scale = max(1.0, float(want.float().abs().max()) if want.numel() else 1.0)
-    rtol, atol = CLOSE[got.dtype].values() if got.dtype in CLOSE else (2e-6, 2e-6)
-    torch.testing.assert_close(got, want, rtol=rtol, atol=atol * scale)
 
 
 def check_exact(launch, operator, dtype):
@@ -89,7 +92,7 @@ def check_exact(launch, operator, dtype):
                 altered(value, torch.float32 if place in fixed else dtype, change)
                 for place, value in enumerate(arguments)
             ]
-            results = visible(oracle, changed, flat(launch(*changed)))
+            results = visible(oracle, changed, launch(*changed))
             for got, want in zip(results, expected, strict=True):
                 rounded = torch.tensor(want, dtype=got.dtype).reshape(got.shape)
                 assert torch.equal(got, rounded), (got, want)

@@ -193,5 +193,5 @@ OPERATOR = Operator(
         "outputs": range(1, 40),
     },
     dtypes=DTYPES,
-    backward="refused",
+    gradient="refused",
 )

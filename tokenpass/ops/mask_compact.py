@@ -131,5 +131,5 @@ OPERATOR = Operator(
     example=example,
     sizes={"rows": range(1, 10), "entries": range(70)},
     dtypes=DTYPES,
-    backward="refused",
+    gradient="refused",
 )

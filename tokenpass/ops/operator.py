@@ -14,6 +14,9 @@ from tokenpass.ops.cost_record import OpCost
 
 NAMESPACE = "tokenpass"
 
+Gradient = Literal["none", "refused"]
+"""What becomes of inputs that require grad: there is no gradient to give, or they are refused."""
+
 
 @dataclass(frozen=True)
 class Backward:
@@ -37,8 +40,9 @@ class Operator:
     shapes from fake tensors with symbolic sizes; `cost` takes the call's own arguments (fake or
     real) and returns expressions of their sizes. `example(generator, dtype, **sizes)` makes the
     arguments of one call, `sizes` names its free sizes with the ranges worth testing, `dtypes`
-    what it accepts. `backward` is None where every output is a choice, which has no gradient;
-    "refused" raises for inputs that require grad in grad mode.
+    what it accepts. `backward` is the gradient, where an output is a value; without one, `gradient`
+    is "none" where all outputs are choices (indices and the scores that led to them), which have
+    none, and "refused" raises for inputs that require grad in grad mode.
     """
 
     name: str
@@ -50,7 +54,8 @@ class Operator:
     example: Callable[..., tuple[Any, ...]]
     sizes: Mapping[str, range]
     dtypes: tuple[torch.dtype, ...]
-    backward: Backward | Literal["refused"] | None = None
+    backward: Backward | None = None
+    gradient: Gradient = "none"
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -61,8 +66,7 @@ class Operator:
         """Define the operator in `library`, with the reference as its implementation everywhere.
 
         `define` and `impl` cost 2 us a call where `torch.library.custom_op` costs 10 (17 where an
-        input requires grad). Where all outputs are choices (indices and the scores that led to
-        them) the Autograd key falls through, so nothing is recorded.
+        input requires grad). Without a gradient the Autograd key falls through and records none.
         """
         library.define(
             self.name + self.schema,
@@ -71,14 +75,14 @@ class Operator:
         library.impl(self.name, self.reference, "CompositeExplicitAutograd")
         qualified = f"{NAMESPACE}::{self.name}"
         torch.library.register_fake(qualified, self.fake, lib=library)
-        if self.backward is None:
-            library.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
-        elif self.backward == "refused":
-            library.impl(self.name, self._without_gradient, "Autograd")
-        else:
+        if self.backward is not None:
             torch.library.register_autograd(
                 qualified, self.backward.gradient, setup_context=self.backward.keep, lib=library
             )
+            return
+        refused = self.gradient == "refused"
+        without = self._without_gradient if refused else torch.library.fallthrough_kernel
+        library.impl(self.name, without, "Autograd")
 
     def _without_gradient(self, *arguments: Any) -> Any:
         """The operator where no gradient is asked for; raises UserError where one is."""

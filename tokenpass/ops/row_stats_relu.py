@@ -79,5 +79,5 @@ OPERATOR = Operator(
     example=example,
     sizes={"rows": range(1, 10), "columns": range(1, 100)},
     dtypes=DTYPES,
-    backward="refused",
+    gradient="refused",
 )

@@ -23,7 +23,7 @@ def main(dtype):
     for template in TEMPLATES:
         if template.target == "triton":
             operator = OPERATOR[template.operator]
-            count += check_grid(launch(template), operator, dtype, SPANS)
+            count += check_grid(launch(template), operator, dtype, spans=SPANS)
             count += check_exact(launch(template), operator, dtype)
     print(f"{count} cases")
 

@@ -6,9 +6,6 @@ import math
 
 import torch
 
-STORED = 2
-"""How many leading arguments share the dtype that values are stored in."""
-
 
 def row(query, keys, added, scale, causal, place):
     """Probabilities of one query, in double precision; zeros where it sees nothing."""
@@ -27,7 +24,7 @@ def row(query, keys, added, scale, causal, place):
 
 def assert_correct(arguments, results):
     query, keys, bias, causal, scale = arguments
-    (out,) = results
+    out = results
     batch, heads = query.shape[:2]
     tokens, group = keys.shape[2], heads // keys.shape[1]
     assert out.shape == (batch, heads, tokens)

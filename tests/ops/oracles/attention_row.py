@@ -6,9 +6,6 @@ import math
 
 import torch
 
-STORED = 2
-"""How many leading arguments share the dtype that values are stored in."""
-
 
 def softmax(scores):
     """Probabilities of a list of scores; zeros where all are -inf."""
@@ -21,7 +18,7 @@ def softmax(scores):
 
 def assert_correct(arguments, results):
     query, keys, bias, scale = arguments
-    (out,) = results
+    out = results
     batch, heads = query.shape[:2]
     group = heads // keys.shape[1]
     assert out.shape == (batch, heads, keys.shape[2])

@@ -16,7 +16,7 @@ def distance(left, right):
 def assert_correct(arguments, results):
     """Every choice is as far from the earlier ones as any token left, and the lowest such one."""
     x, count, first, sizes = arguments
-    (index,) = results
+    index = results
     batch, tokens, _ = x.shape
     assert index.dtype == torch.int64 and index.shape == (batch, count)
     for b in range(batch):

@@ -9,7 +9,7 @@ import torch
 
 def assert_correct(arguments, results):
     x, index = arguments
-    (out,) = results
+    out = results
     assert out.dtype == x.dtype
     assert out.shape == (x.shape[0], index.shape[1], x.shape[2])
     for b in range(x.shape[0]):
