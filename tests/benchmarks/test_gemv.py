@@ -6,7 +6,7 @@ import torch
 from benchmarks.gemv import Case, Rotation, lines, masked_inputs, measure
 from benchmarks.machine import last_level_cache_bytes
 from benchmarks.timing import Pace
-from tokenpass.codegen.dispatch import install_kernels
+from tokenpass.lower.kernels import installed_kernels
 
 
 def test_floors_follow_from_the_share_of_zeros() -> None:
@@ -30,12 +30,9 @@ def test_weights_and_inputs_are_rotated() -> None:
 
 
 def test_a_small_case_is_measured_whole() -> None:
-    kernels = install_kernels()
-    try:
-        pace = Pace(pairs=3, least=2, seconds=1)
-        result = measure(Case(96, 64, torch.float32, 0.5), 3 * 96 * 64 * 4, pace)
-    finally:
-        kernels._destroy()
+    installed_kernels()
+    pace = Pace(pairs=3, least=2, seconds=1)
+    result = measure(Case(96, 64, torch.float32, 0.5), 3 * 96 * 64 * 4, pace)
     assert result["copies"] == 5  # one and a half times the cache, rounded up
     assert set(result["baselines_ms"]) == {"eager", "inductor", "frozen"}
     assert result["baseline"] in result["baselines_ms"]

@@ -10,8 +10,9 @@ import torch
 from tests.codegen.parity import assert_agree, oracle_of, visible
 from tokenpass.codegen import TEMPLATES
 from tokenpass.codegen.base import problem_of
-from tokenpass.codegen.dispatch import Dispatcher, install_kernels
+from tokenpass.codegen.dispatch import Dispatcher
 from tokenpass.errors import CallError, FallbackWarning
+from tokenpass.lower.kernels import installed_kernels
 from tokenpass.ops import OPERATORS
 from tokenpass.ops.mask_compact import mask_compact
 from tokenpass.ops.sparse_input_gemv import sparse_input_gemv
@@ -163,6 +164,27 @@ def test_weights_in_other_layouts(run):
     agree(run, "sparse_input_gemv", stepped, kept.T.contiguous().T, count, wide[:30].T, [], "y")
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("outputs", [1, 64, 129, 385, 1000])
+def test_threads_share_all_columns_and_all_entries(run, threads, outputs):
+    """Enough work for each thread, and sizes that do not divide."""
+    generator = torch.Generator().manual_seed(outputs)
+    kept, count = torch.randn(1, 997, generator=generator), int32(993)
+    index = torch.arange(997, dtype=torch.int32)
+    packed = torch.randn(997, outputs, generator=generator)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        agree(run, "sparse_input_gemv", index, kept, count, packed.T, [], "y")
+        x = torch.randn(2, outputs, generator=generator)
+        agree(run, "sparse_output_gemv", x, index, count, packed, [], "y")
+        gate = (torch.rand(2, 997, generator=generator) - 0.1).relu()
+        agree(run, "glu_neuron", x, [gate], "a0", None, packed, None, packed.T, [], "y")
+        agree(run, "row_stats_relu", torch.randn(5, 10_007, generator=generator), 0.3)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_outputs_are_new_tensors(run):
     x = torch.randn(2, 20)
     index, kept, count = run("mask_compact", [x], "a0", None)
@@ -175,21 +197,18 @@ def test_outputs_are_new_tensors(run):
 
 def test_compiled_graphs_call_the_kernels():
     """A whole sparse layer in one graph; the kernels, not the references, run in it."""
-    library = install_kernels()
-    try:
+    installed_kernels()
 
-        def layer(x, weight, residual):
-            index, kept, count = mask_compact([x], "relu(a0)")
-            return sparse_input_gemv(index, kept, count, weight, [residual], "add(y, a0)") * 2
+    def layer(x, weight, residual):
+        index, kept, count = mask_compact([x], "relu(a0)")
+        return sparse_input_gemv(index, kept, count, weight, [residual], "add(y, a0)") * 2
 
-        x, weight, residual = torch.randn(1, 64), torch.randn(48, 64), torch.randn(1, 48)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("error", FallbackWarning)
-            found = torch.compile(layer, backend="aot_eager", fullgraph=True)(x, weight, residual)
-        want = (x.relu() @ weight.T + residual) * 2
-        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
-    finally:
-        library._destroy()
+    x, weight, residual = torch.randn(1, 64), torch.randn(48, 64), torch.randn(1, 48)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        found = torch.compile(layer, backend="aot_eager", fullgraph=True)(x, weight, residual)
+    want = (x.relu() @ weight.T + residual) * 2
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
 
 
 def test_says_what_is_too_large():
