@@ -61,7 +61,7 @@ def run_child(tmp_path, script, *arguments, **variables):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert result.returncode == 0, f"exit status {result.returncode}\n{result.stderr}"
     return result.stdout
