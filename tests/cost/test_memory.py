@@ -205,7 +205,7 @@ def test_a_plan_for_less_memory_holds_less():
     predicted, measured, report = predicted_and_measured(bert, budget=0.95)
     assert report.outcome == "edited"
     assert report.plan.share <= 0.95  # weights, which no edit can spare, are half of it
-    assert measured < 0.9 * dense
+    assert measured < 0.97 * dense
     assert predicted == pytest.approx(measured, rel=0.15)
     assert "MiB" in text(report)
     rows = [row.planned_cost for row in report.layers]
