@@ -7,11 +7,16 @@ anew; one that is gone takes its copy along.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+
+HUGE_PAGE = 2**21
+MADV_HUGEPAGE = 14
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -55,9 +60,10 @@ class PackedWeights:
             return held.copy
         self.drop_lost()
         with torch.no_grad():
-            copy = weight.detach().t().contiguous()
-            if copy.data_ptr() == weight.data_ptr():  # it lies in that order already
-                return copy
+            turned = weight.detach().t()
+            if turned.is_contiguous():  # it lies in that order already
+                return turned
+            copy = large(turned).copy_(turned)
             held = Packed(
                 copy,
                 StorageWeakRef(weight.untyped_storage()),
@@ -81,6 +87,21 @@ class PackedWeights:
         """What all copies take."""
         self.drop_lost()
         return sum(one.copy.numel() * one.copy.element_size() for one in self._kept.values())
+
+
+def large(like: Tensor) -> Tensor:
+    """New memory of a tensor's shape, in huge pages where the system has some to give.
+
+    Rows are read in an irregular order, and each page that is looked up anew costs more than a row.
+    """
+    made = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    size = made.numel() * made.element_size()
+    if sys.platform == "linux" and made.device.type == "cpu" and size >= 2 * HUGE_PAGE:
+        start = -(-made.data_ptr() // HUGE_PAGE) * HUGE_PAGE
+        length = (made.data_ptr() + size - start) // HUGE_PAGE * HUGE_PAGE
+        advise = ctypes.CDLL(None).madvise
+        advise(ctypes.c_void_p(start), ctypes.c_size_t(length), ctypes.c_int(MADV_HUGEPAGE))
+    return made
 
 
 def layout_of(weight: Tensor) -> tuple[object, ...]:

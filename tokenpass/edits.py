@@ -81,6 +81,10 @@ REJECTION_CODES: dict[str, tuple[str, str]] = {
     ),
     # of a region
     "region_dtype": ("the values have a type that no kernel takes", "float32, bfloat16 or float16"),
+    "needs_gradients": (
+        "the operators that would replace it have no gradient",
+        "torch.no_grad() for inference",
+    ),
     "dynamic_rows": (
         "the rows of a value are counted by several sizes that are not fixed",
         "mark one of them static",

@@ -74,7 +74,11 @@ def unsound(region: ZeroRegion, context: RegionContext) -> Reason:
     weight = fake_value(region.weight)
     if weight.dtype not in DTYPES or fake_value(region.down).dtype != weight.dtype:
         return "region_dtype", f"the weight is {weight.dtype}", "float32, bfloat16 or float16"
-    touched = {region.down, *region.nodes, *region.inputs, region.weight}
+    if any(fake_value(node).dtype not in DTYPES for node in region.inputs):
+        return "region_dtype", "a value that it reads is of another type", "one of the three"
+    touched = {region.down, region.weight, *region.nodes, *region.inputs}
+    if region.up is not None:  # its input is read later than it was
+        touched |= {region.up.projection, *region.up.projection.all_input_nodes}
     for node in touched:
         if node in context.written:
             line = source_line(context.written[node]) or context.written[node].name
@@ -110,6 +114,7 @@ def replacement(region: ZeroRegion) -> Replacement:
         "glu_neuron" if region.up is not None else "sparse_input_gemv",
         str(region.entries),
         lambda calls: shaped(calls, make(calls, region, tail), tail.end),
+        ("glu_neuron",) if region.up is not None else ("mask_compact", "sparse_input_gemv"),
         weight.numel() * weight.element_size(),
     )
 
@@ -146,7 +151,8 @@ def read_tail(region: ZeroRegion, run: Sequence[Node]) -> Tail:
     outputs, within = fake_value(region.down).shape[-1], frozenset(run)
     reader = PointwiseReader(region.rows, outputs, region.down, region.bias, within)
     expression = reader.read(run[-1])
-    if region.down not in reader.passed:
+    readable = all(fake_value(node).dtype in DTYPES for node in reader.inputs)
+    if region.down not in reader.passed or not readable:
         raise NotPointwise
     return Tail(run[-1], expression, tuple(reader.inputs))
 

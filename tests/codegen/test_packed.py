@@ -27,6 +27,11 @@ def test_a_copy_is_made_once(packed: PackedWeights) -> None:
     assert packed.bytes == 5 * 7 * 4
 
 
+def test_large_copies_are_right(packed: PackedWeights) -> None:
+    weight = torch.randn(1500, 3001)
+    assert torch.equal(packed.transposed(weight), weight.t())
+
+
 def write_in_place(weight: nn.Parameter) -> None:
     with torch.no_grad():
         weight[3, 2] = 9.0

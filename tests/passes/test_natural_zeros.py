@@ -174,6 +174,37 @@ def test_with_gradients_the_product_stays_dense() -> None:
     found = run(**one_token(model))[0]
     found.sum().backward()
     assert last_reports()[-1].outcome == "dense"
+    assert {r.code for r in last_reports()[-1].rejections} >= {"needs_gradients"}
+
+
+def test_without_a_kernel_for_the_device_the_product_stays_dense(monkeypatch) -> None:
+    monkeypatch.setattr("tokenpass.pipeline.regions.TEMPLATES", ())
+    plan = planned(graph_of(ready(opt)))
+    assert not zeros(plan)
+    assert {r.code for r in plan.plan.rejections} >= {"no_kernel_template"}
+
+
+class Mixed(nn.Module):
+    """Single precision with a double in the middle and behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 4096), nn.Linear(4096, 8)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        h = F.relu(self.up(x)) * scale
+        return self.down(h.float()) + scale[..., :8]
+
+
+def test_doubles_among_floats() -> None:
+    call = {"x": torch.randn(1, 8), "scale": torch.rand(1, 4096, dtype=torch.float64)}
+    (graph,) = capture_calls(ready(Mixed), [call])
+    plan = planned(graph)
+    assert not zeros(plan) and {r.code for r in plan.plan.rejections} >= {"region_dtype"}
+    call["scale"] = call["scale"].float()
+    (graph,) = capture_calls(ready(Mixed), [call])
+    plan = planned(graph)
+    assert zeros(plan) and relative(graph.run(plan.module), graph.dense()) < 1e-5
 
 
 def test_a_plan_with_zeros_can_be_pinned() -> None:

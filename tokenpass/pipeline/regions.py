@@ -13,6 +13,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from tokenpass.capture.dynamo import Captured
+from tokenpass.codegen import TEMPLATES
 from tokenpass.config import Config
 from tokenpass.cost.roofline import GraphCost, graph_cost
 from tokenpass.edits import Edit, Rejection
@@ -23,7 +24,7 @@ from tokenpass.pipeline.planned import NO_CHANGE, Planned, device_of, op_costs
 from tokenpass.rewrite.replacing import Replacement, replaced
 from tokenpass.rewrite.rewriter import Rewritten
 from tokenpass.rewrite.verify import verify_rewrite
-from tokenpass.tracing import placeholders
+from tokenpass.tracing import placeholders, source_line
 
 
 def with_regions(
@@ -73,8 +74,6 @@ def find_replacements(
 ) -> tuple[list[Named], tuple[Rejection, ...]]:
     """What all region passes could replace; the first pass that wants a value has it."""
     passes = [item for item in all_passes() if isinstance(item, RegionPass)]
-    if captured.training:
-        return [], ()
     context = RegionContext(module, static_inputs(module, captured), written_nodes(module.graph))
     found: list[Named] = []
     rejections: list[Rejection] = []
@@ -83,10 +82,31 @@ def find_replacements(
         replacements, refused = item.replacements(context)
         rejections += refused
         for one in replacements:
-            if one.node not in taken:
+            reason = unserved(one, captured)
+            if reason is not None:
+                rejections.append(reason)
+            elif one.node not in taken:
                 taken.add(one.node)
                 found.append((item.name, one))
     return found, tuple(rejections)
+
+
+def unserved(one: Replacement, captured: Captured) -> Rejection | None:
+    """Why the operators of a replacement would not do here; None if they do.
+
+    Their references read whole weights, and gain nothing.
+    """
+    line = source_line(one.origin)
+    if captured.training:
+        because = "the graph records gradients, which the operators do not have"
+        return Rejection("needs_gradients", one.site, because, "torch.no_grad()", line)
+    device = device_of(captured).type
+    served = {template.operator for template in TEMPLATES if template.device == device}
+    missing = [name for name in one.operators if name not in served]
+    if missing:
+        because = f"no kernel of {missing[0]} for {device}"
+        return Rejection("no_kernel_template", one.site, because, "", line)
+    return None
 
 
 def static_inputs(module: GraphModule, captured: Captured) -> frozenset[Node]:

@@ -24,8 +24,8 @@ class Replacement:
 
     `origin`: the operator of the model whose source line and module the new calls are told to have.
     `make` is given the means to add calls, and returns the node of the same shape and dtype.
-    `site`, `policy` and `level` name it in a plan; `packed_bytes` is what second copies of weights
-    take that its kernels keep.
+    `site`, `policy` and `level` name it in a plan; `operators` are those it calls; `packed_bytes`
+    is what second copies of weights take that its kernels keep.
     """
 
     node: Node
@@ -34,6 +34,7 @@ class Replacement:
     policy: str
     level: str
     make: Callable[[Calls], Node]
+    operators: tuple[str, ...]
     packed_bytes: int = 0
 
 
