@@ -64,8 +64,8 @@ class CppMaskCompact(SparseTemplate):
             rows, entries = common_size(self.operator, inputs)
             lines = list(map(rows_of, inputs))
             limits = None if threshold is None else threshold.contiguous()
-            index = torch.empty(entries, dtype=torch.int32)
-            kept = torch.empty((rows, entries), dtype=torch.float32)
+            index = torch.zeros(entries, dtype=torch.int32)
+            kept = torch.zeros((rows, entries), dtype=torch.float32)
             count = torch.empty(1, dtype=torch.int32)
             function(
                 *addresses(lines),

@@ -99,7 +99,7 @@ class CppSparseOutputGemv(SparseTemplate):
             x, index, weight = rows_of(x), index.contiguous(), rows_of(weight)
             lines = list(map(rows_of, inputs))
             wide = torch.empty((rows, width), dtype=torch.float32)
-            h = torch.empty((rows, entries), dtype=torch.float32)
+            h = torch.zeros((rows, entries), dtype=torch.float32)
             status = function(
                 x.data_ptr(),
                 index.data_ptr(),

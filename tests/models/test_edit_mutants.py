@@ -124,7 +124,9 @@ REFERENCE: dict[str, tuple[str, Plan, Patch]] = {
         instead(
             Reference,
             "protected",
-            lambda self, site: torch.zeros_like(self.groups[site.stream].seats(), dtype=torch.bool),
+            lambda self, site, edit: torch.zeros_like(
+                self.groups[site.stream].seats(), dtype=torch.bool
+            ),
         ),
     ),
     "scores of another order": (

@@ -7,6 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tokenpass.lower.kernels import installed_kernels
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _kernels():
+    """Calls run the kernels, as a user's do: whether another test installed them must not matter."""
+    return installed_kernels()
+
 
 @pytest.fixture
 def oracle():
