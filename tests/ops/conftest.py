@@ -12,7 +12,7 @@ from tokenpass.lower.kernels import installed_kernels
 
 @pytest.fixture(autouse=True, scope="session")
 def _kernels():
-    """Calls run the kernels, as a user's do: whether another test installed them must not matter."""
+    """Calls run the kernels, as a user's do, whether or not another test installed them."""
     return installed_kernels()
 
 
