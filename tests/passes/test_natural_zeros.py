@@ -271,3 +271,11 @@ def test_all_zeros_and_nan() -> None:
         assert last_reports()[-1].outcome == "edited"
         first.bias.zero_()
         assert run(torch.full((1, 8), torch.nan)).isnan().all()
+
+
+@pytest.mark.parametrize(("entries", "acts"), [(1024, False), (65536, True)])
+def test_small_products_do_not_pay_for_starting_a_kernel(entries: int, acts: bool) -> None:
+    model = nn.Sequential(nn.Linear(64, entries), nn.ReLU(), nn.Linear(entries, 64)).eval()
+    (graph,) = capture_calls(lambda x: model(x), [{"x": torch.randn(1, 64)}])
+    plan = planned(graph, objective="latency", device_profile="generic-cpu")
+    assert bool(zeros(plan)) == acts

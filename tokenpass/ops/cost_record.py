@@ -31,9 +31,10 @@ class OpCost:
     `dims` are the curve's arguments (gemm, bmm, conv: batch, m, n, k; attention: batch*heads,
     queries, keys, head dim; everything else: elements). `weight` multiplies the elements, so that
     a cheaper or dearer operator shares a curve ("special" is exp and its kin). `calls` counts what
-    is started one after the other: an operator of ours makes as many calls as its reference (one,
-    where it has a kernel). Bytes are not here: they belong to the fusion group, which knows what
-    stays on chip; `unread` are those of its operands that are expected not to be read.
+    is started one after the other: an operator of ours makes as many calls as its reference
+    (where it has a kernel, the planner counts that). Bytes are not here: they belong to the fusion
+    group, which knows what stays on chip; `unread` are those of its operands that are expected not
+    to be read.
     """
 
     work: Work
