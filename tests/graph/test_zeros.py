@@ -143,6 +143,17 @@ def test_a_projection_that_others_read_is_computed_whole() -> None:
     assert found.up is None and found.gate is None
 
 
+def test_a_norm_behind_the_product_needs_all_of_it() -> None:
+    """Its statistics read the product, so that the second projection is computed in any case."""
+
+    def act(gate: Tensor, up: Tensor) -> Tensor:
+        h = F.relu(gate).square() * up
+        return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5)
+
+    (found,) = regions(Mlp(act, "gated"), torch.randn(1, 1, WIDTH))
+    assert found.up is None and "rsqrt" in str(found.expression)
+
+
 def test_zeros_of_the_wrong_factor() -> None:
     """silu(g) * relu(u): u has the zeros, and g's projection is not behind a plain factor."""
 

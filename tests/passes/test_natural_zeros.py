@@ -79,10 +79,18 @@ def gemma3n() -> nn.Module:
     return Gemma3nForCausalLM(config)
 
 
+def bitnet() -> nn.Module:
+    """A norm between the gated product and the last projection."""
+    from transformers import BitNetConfig, BitNetForCausalLM
+
+    return BitNetForCausalLM(BitNetConfig(**SMALL, intermediate_size=4096, num_key_value_heads=2))
+
+
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "opt": (opt, "sparse_input_gemv"),
     "t5": (t5, "sparse_input_gemv"),
     "nemotron": (nemotron, "sparse_input_gemv"),
+    "bitnet": (bitnet, "sparse_input_gemv"),
     "gemma3n": (gemma3n, "glu_neuron"),
 }
 

@@ -172,8 +172,8 @@ def product(terms: Sequence[Expression]) -> Expression:
 
 
 def projected(region: ZeroRegion, node: Node, static: frozenset[Node]) -> Part | None:
-    """A value as the columns of a projection of `entries` each, if only the region reads it."""
-    if any(user not in region.nodes for user in node.users):
+    """A value as the columns of a projection of `entries` each, if only the region needs it."""
+    if needed_elsewhere(region, node):
         return None
     part = columns_of(node)
     if part is None or not is_projection(part.projection, static):
@@ -183,6 +183,20 @@ def projected(region: ZeroRegion, node: Node, static: frozenset[Node]) -> Part |
     source = fake_value(part.projection.all_input_nodes[0])
     whole = same(math.prod(source.shape[:-1]), rows) and same(rows, region.rows)
     return part if whole and length == region.entries == part.length else None
+
+
+def needed_elsewhere(region: ZeroRegion, node: Node) -> bool:
+    """Whether something computed from a value is read outside a region (a norm's statistics)."""
+    inside = region.nodes | {region.down}
+    seen, queue = {node}, [node]
+    while queue:
+        for user in queue.pop().users:
+            if user not in inside:
+                return True
+            if user is not region.down and user not in seen:
+                seen.add(user)
+                queue.append(user)
+    return False
 
 
 def columns_of(node: Node) -> Part | None:
