@@ -21,12 +21,13 @@ from torch.fx import Node
 
 from tokenpass.edits import Rejection
 from tokenpass.graph.pointwise_reader import NotPointwise, PointwiseReader, inputs_of
-from tokenpass.graph.zeros import Part, ZeroRegion, columns_of, zero_regions
+from tokenpass.graph.projections import Part, ProjectionRegion, columns_of, projections
+from tokenpass.graph.zeros import zero_regions
 from tokenpass.ops.pointwise import Call, Expression, Input
 from tokenpass.passes.base import Reason, RegionContext, RegionPass
 from tokenpass.rewrite.replacing import Calls, Replacement
 from tokenpass.rewrite.rewriter import hinted
-from tokenpass.tracing import fake_value, module_path, source_line
+from tokenpass.tracing import fake_value, source_line
 
 aten = torch.ops.aten
 
@@ -58,18 +59,18 @@ class NaturalZeros(RegionPass):
     ) -> tuple[tuple[Replacement, ...], tuple[Rejection, ...]]:
         found: list[Replacement] = []
         refused: list[Rejection] = []
+        names = projections(context.module.graph, context.static)
         for region in zero_regions(context.module.graph, context.static):
-            reason = unsound(region, context)
+            reason, name = unsound(region, context), names[region.down]
             if reason is None:
-                found.append(replacement(region))
+                found.append(replacement(region, name))
                 continue
             code, because, hint = reason
-            where = module_path(region.down) or region.down.name
-            refused.append(Rejection(code, where, because, hint, source_line(region.down)))
+            refused.append(Rejection(code, name, because, hint, source_line(region.down)))
         return tuple(found), tuple(refused)
 
 
-def unsound(region: ZeroRegion, context: RegionContext) -> Reason:
+def unsound(region: ProjectionRegion, context: RegionContext) -> Reason:
     """Why a region keeps its dense product; None if it need not."""
     weight = fake_value(region.weight)
     if weight.dtype not in DTYPES or fake_value(region.down).dtype != weight.dtype:
@@ -102,7 +103,7 @@ def fits(rows: Any) -> bool:
     return bool(rows <= most)
 
 
-def replacement(region: ZeroRegion) -> Replacement:
+def replacement(region: ProjectionRegion, name: str) -> Replacement:
     """The region's projection, and the pointwise operators that follow it, by our operators."""
     tail = following(region)
     make = neurons if region.up is not None else entries
@@ -110,7 +111,7 @@ def replacement(region: ZeroRegion) -> Replacement:
     return Replacement(
         tail.end,
         region.down,
-        f"{module_path(region.down) or region.down.name}:projection",
+        name,
         "glu_neuron" if region.up is not None else "sparse_input_gemv",
         str(region.entries),
         lambda calls: shaped(calls, make(calls, region, tail), tail.end),
@@ -128,7 +129,7 @@ class Tail:
     inputs: tuple[Node, ...]
 
 
-def following(region: ZeroRegion) -> Tail:
+def following(region: ProjectionRegion) -> Tail:
     """The longest run of pointwise operators that only the next one reads, all of one shape."""
     down, run = region.down, [region.down]
     kept = read_tail(region, run)
@@ -146,7 +147,7 @@ def following(region: ZeroRegion) -> Tail:
     return kept
 
 
-def read_tail(region: ZeroRegion, run: Sequence[Node]) -> Tail:
+def read_tail(region: ProjectionRegion, run: Sequence[Node]) -> Tail:
     """The last of some operators as an expression of the projection; raises `NotPointwise`."""
     outputs, within = fake_value(region.down).shape[-1], frozenset(run)
     reader = PointwiseReader(region.rows, outputs, region.down, region.bias, within)
@@ -157,7 +158,7 @@ def read_tail(region: ZeroRegion, run: Sequence[Node]) -> Tail:
     return Tail(run[-1], expression, tuple(reader.inputs))
 
 
-def entries(calls: Calls, region: ZeroRegion, tail: Tail) -> Node:
+def entries(calls: Calls, region: ProjectionRegion, tail: Tail) -> Node:
     """`[rows, n]`: the rows of W^T whose entries are not zero, weighted and summed."""
     inputs = [matrix(calls, calls[node]) for node in region.inputs]
     ops = torch.ops.tokenpass
@@ -171,7 +172,7 @@ def entries(calls: Calls, region: ZeroRegion, tail: Tail) -> Node:
     )
 
 
-def neurons(calls: Calls, region: ZeroRegion, tail: Tail) -> Node:
+def neurons(calls: Calls, region: ProjectionRegion, tail: Tail) -> Node:
     """`[rows, n]`: the same, and the rows of U that are needed alone."""
     up, gate = region.up, region.gate
     if up is None or gate is None:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.models.harness import capture_calls
-from tokenpass.graph.zeros import ZeroRegion, zero_regions
+from tokenpass.graph.projections import ProjectionRegion
+from tokenpass.graph.zeros import zero_regions
 from tokenpass.pipeline.regions import static_inputs
 
 WIDTH, ENTRIES = 6, 10
@@ -43,7 +44,7 @@ class Mlp(nn.Module):
         return self.down(self.act(gate, up))
 
 
-def regions(module: nn.Module, *inputs: Tensor) -> list[ZeroRegion]:
+def regions(module: nn.Module, *inputs: Tensor) -> list[ProjectionRegion]:
     graph = capture_calls(lambda **call: module(*call.values()), [dict(enumerate_names(inputs))])[0]
     return zero_regions(graph.view.module.graph, static_inputs(graph.view.module, graph.captured))
 
