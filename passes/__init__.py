@@ -6,14 +6,21 @@ point group `tokenpass.passes`; the backend treats both alike.
 
 from __future__ import annotations
 
+from tokenpass.passes.activation_sparsity.activation_sparsity import ActivationSparsity
 from tokenpass.passes.activation_sparsity.natural_zeros import NaturalZeros
-from tokenpass.passes.base import ExactPass, LossyPass, RegionPass
+from tokenpass.passes.base import ExactPass, LossyPass, LossyRegionPass, RegionPass
 from tokenpass.passes.dead_tokens import DeadTokens
 from tokenpass.passes.token_reduction.token_merge import TokenMerge
 from tokenpass.passes.token_reduction.token_prune import TokenPrune
 
-AnyPass = ExactPass | LossyPass | RegionPass
+AnyPass = ExactPass | LossyPass | RegionPass | LossyRegionPass
 
-PASSES: tuple[AnyPass, ...] = (DeadTokens(), NaturalZeros(), TokenMerge(), TokenPrune())
+PASSES: tuple[AnyPass, ...] = (
+    DeadTokens(),
+    NaturalZeros(),
+    TokenMerge(),
+    TokenPrune(),
+    ActivationSparsity(),
+)
 
-__all__ = ["PASSES", "AnyPass", "ExactPass", "LossyPass", "RegionPass"]
+__all__ = ["PASSES", "AnyPass", "ExactPass", "LossyPass", "LossyRegionPass", "RegionPass"]

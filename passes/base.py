@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from tokenpass.config_schema import PassOptions, SparsityOptions, TokenOptions
 from tokenpass.edits import Rejection
 from tokenpass.graph.axis import Size
 from tokenpass.graph.sites import Site, Stream
@@ -17,6 +19,7 @@ from tokenpass.option_values import Spans
 from tokenpass.rewrite.read_cut import ReadCut
 from tokenpass.rewrite.replacing import Replacement
 from tokenpass.rewrite.replay import Action
+from tokenpass.statistics.stored import Calibration
 
 Level = Callable[[Size], Size]
 """From a stream's full length to the tokens kept."""
@@ -75,6 +78,7 @@ class LossyPass(ABC):
     """
 
     name: ClassVar[str]
+    options: ClassVar[type[PassOptions]] = TokenOptions
     role: ClassVar[str]
     lowest: ClassVar[float]
     policies: ClassVar[tuple[str, ...]]
@@ -101,15 +105,17 @@ class ExactPass(ABC):
 
 @dataclass(frozen=True, eq=False)
 class RegionContext:
-    """A graph whose regions may be computed otherwise.
+    """A graph whose regions may be computed otherwise, and what was calibrated of its model.
 
-    `static`: the placeholders that are parameters or buffers; `written`: values that share memory
-    with one that is written to, with the writer.
+    `static`: the placeholders that are parameters or buffers, `weights` what they are; `written`:
+    values that share memory with one that is written to, with the writer.
     """
 
     module: GraphModule
     static: frozenset[Node]
     written: Mapping[Node, Node]
+    weights: Mapping[Node, Tensor] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
 
 class RegionPass(ABC):
@@ -122,3 +128,62 @@ class RegionPass(ABC):
         self, context: RegionContext
     ) -> tuple[tuple[Replacement, ...], tuple[Rejection, ...]]:
         """What could be computed otherwise, and why other places were left alone."""
+
+
+@dataclass(frozen=True)
+class LossyContext:
+    """What the user tells a lossy pass over regions."""
+
+    policy: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class LossyChoice:
+    """A region that could be computed with a share of its entries left out.
+
+    `kind`: equal ones cost the same. `highest`: the largest share that may be left out; `natural`:
+    the share that is zero by itself. `error(share)`: estimated relative L2 error of the main
+    output; `replacement(share)`: the region computed so; `mask(share)`: which entries stay, for the
+    reference.
+    """
+
+    pass_name: str
+    policy: str
+    site: str
+    kind: str
+    highest: float
+    natural: float
+    error: Callable[[float], float]
+    replacement: Callable[[float], Replacement]
+    mask: Callable[[float], EntryMask]
+
+
+@dataclass(frozen=True, eq=False)
+class EntryMask:
+    """Entries of a projection's input that stay: magnitudes above `threshold` ([1] or [entries]).
+
+    `by_gate`: magnitudes of the gate, else of the input itself. Without a threshold each row leaves
+    out the `share` of its entries that is smallest, of all rows the least bound counts.
+    """
+
+    threshold: Tensor | None
+    share: float
+    by_gate: bool = False
+
+
+class LossyRegionPass(ABC):
+    """A pass that leaves out some of a region's entries, at a level that the planner chooses.
+
+    `policies`: names of its policies; which is the default depends on what was calibrated.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[type[PassOptions]] = SparsityOptions
+    policies: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def choices(
+        self, context: RegionContext, told: LossyContext
+    ) -> tuple[tuple[LossyChoice, ...], tuple[Rejection, ...]]:
+        """What could be left out where, and why other places were left alone."""

@@ -81,6 +81,15 @@ class TokenOptions(PassOptions):
     )
 
 
+class SparsityOptions(PassOptions):
+    """Options of the pass that leaves out entries of projections' inputs."""
+
+    sparsity: Annotated[float | Literal["auto"], PlainValidator(option_values.sparsity)] = Field(
+        default="auto",
+        description='"auto" or the share of entries left out, above 0 and below 1',
+    )
+
+
 class Scope(BaseModel):
     """Where a pass may act and by which policy; an option left out does not limit."""
 

@@ -79,6 +79,16 @@ def keep_ratio(value: Any) -> float | Literal["auto"]:
     return number
 
 
+def sparsity(value: Any) -> float | Literal["auto"]:
+    """`"auto"`, or the share of entries left out, in (0, 1)."""
+    if value == "auto":
+        return "auto"
+    number = share(value)
+    if number == 1:
+        raise ValueError("a share of 1 would leave nothing")
+    return number
+
+
 def layers(value: Any) -> LayerRanges:
     """Layer numbers as ranges that include both ends, sorted, overlaps joined.
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from tokenpass.config import Config, PassSchema, TokenOptions, resolve
+from tokenpass.config import Config, PassSchema, resolve
 from tokenpass.cost.device import DEVICES
 from tokenpass.errors import OptionError
-from tokenpass.passes import PASSES, AnyPass, LossyPass
+from tokenpass.passes import PASSES, AnyPass, LossyPass, LossyRegionPass
 
 GROUP = "tokenpass.passes"
 
@@ -23,12 +23,17 @@ def all_passes() -> tuple[AnyPass, ...]:
     return (*PASSES, *(point.load()() for point in entry_points(group=GROUP)))
 
 
+def lossy_passes() -> frozenset[str]:
+    """Names of the passes that can lose something."""
+    return frozenset(p.name for p in all_passes() if isinstance(p, LossyPass | LossyRegionPass))
+
+
 def pass_schemas() -> dict[str, PassSchema]:
     """What the option reader needs of each pass."""
     schemas = {}
     for item in all_passes():
-        if isinstance(item, LossyPass):
-            schemas[item.name] = PassSchema(TokenOptions, policies=item.policies)
+        if isinstance(item, LossyPass | LossyRegionPass):
+            schemas[item.name] = PassSchema(item.options, policies=item.policies)
         else:
             schemas[item.name] = PassSchema(exact=True, policies=())
     return schemas

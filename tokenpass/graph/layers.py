@@ -29,9 +29,14 @@ def layer_of(node: Node, prefixes: Sequence[str]) -> int | None:
     """Index of the layer whose modules made a node; None outside all layers."""
     path = module_path(node)
     for at, prefix in enumerate(prefixes):
-        if prefix and (path == prefix or path.startswith(prefix + ".")):
+        if prefix and under(path, prefix):
             return at
     return None
+
+
+def under(path: str, prefix: str) -> bool:
+    """Whether a module path lies in a layer's."""
+    return path == prefix or path.startswith(prefix + ".")
 
 
 def costs_by_layer(

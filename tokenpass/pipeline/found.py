@@ -38,7 +38,7 @@ def find_edits(view: View, config: Config) -> Found:
     named = [(item, PassSpec(name=item.name)) for item in lossy]
     if specs is not None:
         by_name = {item.name: item for item in lossy}
-        named = [(by_name[spec.name], spec) for spec in specs]
+        named = [(by_name[spec.name], spec) for spec in specs if spec.name in by_name]
     candidates: list[tuple[Candidate, float | None]] = []
     rejections = list(view.rejections)
     taken: set[int] = set()

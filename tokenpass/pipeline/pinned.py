@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,24 @@ from tokenpass.cost.roofline import GraphCost
 from tokenpass.edits import Edit, Plan
 from tokenpass.errors import PlanMismatchError, nearest
 from tokenpass.graph.view import View
-from tokenpass.options import all_passes
-from tokenpass.passes.base import Candidate, Level, LossyPass, PassContext, RegionPass
+from tokenpass.options import all_passes, lossy_passes
+from tokenpass.passes.base import (
+    Candidate,
+    Level,
+    LossyPass,
+    LossyRegionPass,
+    PassContext,
+    RegionPass,
+)
 from tokenpass.pipeline.found import exact_edits
 from tokenpass.pipeline.planned import Planned, carried_out
-from tokenpass.pipeline.regions import with_regions
+from tokenpass.pipeline.regions import (
+    carry_out_regions,
+    find_replacements,
+    in_graph_order,
+    region_context,
+)
+from tokenpass.pipeline.sparsity import pinned_lossy
 from tokenpass.plan.levels import TOKENS, evaluator
 from tokenpass.rewrite.restoring import ReplayRefused
 from tokenpass.rewrite.rewriter import Actions
@@ -43,8 +57,9 @@ def carry_out_pinned(
             "`tokenpass explain`, or name sites in a pass config instead"
         )
     lossy = {item.name: item for item in all_passes() if isinstance(item, LossyPass)}
-    of_regions = {item.name for item in all_passes() if isinstance(item, RegionPass)}
-    sites = [e.site for e in pinned.edits if e.pass_name in of_regions]
+    on_regions = RegionPass | LossyRegionPass
+    of_regions = {item.name for item in all_passes() if isinstance(item, on_regions)}
+    replaced = [e for e in pinned.edits if e.pass_name in of_regions]
     pinned = replace(pinned, edits=tuple(e for e in pinned.edits if e.pass_name not in of_regions))
     exact, edits, _ = exact_edits(view, len(pinned.edits))
     wanted = [e for e in pinned.edits if e.pass_name not in lossy]
@@ -71,15 +86,47 @@ def carry_out_pinned(
             made = carried_out(unedited, captured, actions, pinned.edits, (), config)
         except ReplayRefused as refused:
             raise PlanMismatchError(f"{config.origin}: {refused.rejection}") from refused
-    if not sites:
-        return made
-    made = with_regions(made, captured, config, sites)
-    lost = sorted(set(sites) - {edit.site for edit in made.plan.edits})
+    return with_pinned_regions(made, captured, config, replaced) if replaced else made
+
+
+def with_pinned_regions(
+    planned: Planned, captured: Captured, config: Config, edits: Sequence[Edit]
+) -> Planned:
+    """The regions that edits name replaced, whether it pays or not."""
+    lossy = [edit for edit in edits if edit.pass_name in lossy_passes()]
+    wanted = {edit.site for edit in edits if edit not in lossy}
+    context = region_context(planned.module or planned.view.module, captured, config)
+    found, rejections = find_replacements(context, captured)
+    exact = [one for one in found if one[1].site in wanted]
+    for edit in lossy:
+        pinned_share(config, edit)
+    made, masks = pinned_lossy(planned, captured, config, lossy)
+    chosen = [*exact, *made]
+    lost = [e.site for e in edits if e.site not in {one.site for _, one in chosen}]
     if lost:
+        why = [str(r) for r in rejections if r.where == lost[0]]
         raise PlanMismatchError(
             f"{config.origin}: this graph has nothing that could be replaced at {lost[0]!r}"
+            + (f": {why[0]}" if why else "")
         )
-    return made
+    result = carry_out_regions(
+        planned, captured, config, in_graph_order(context, chosen), rejections
+    )
+    return replace(result, masks=masks)
+
+
+def pinned_share(config: Config, edit: Edit) -> float:
+    """The share that a pinned edit leaves out; raises `PlanMismatchError` where it is none."""
+    try:
+        share = float(edit.level)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise PlanMismatchError(
+            f"{config.origin}: {edit.pass_name} at {edit.site!r}: the level must be a share of "
+            f"entries above 0 and below 1, got {edit.level!r}"
+        )
+    return share
 
 
 def pinned_level(config: Config, edit: Edit) -> Level:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -19,8 +19,8 @@ from tokenpass.edits import Edit, Plan
 from tokenpass.graph.view import View
 from tokenpass.ops import OPERATORS, Operator
 from tokenpass.ops.cost_record import OpCost
-from tokenpass.options import all_passes
-from tokenpass.passes.base import LossyPass
+from tokenpass.options import lossy_passes
+from tokenpass.passes.base import EntryMask
 from tokenpass.rewrite.rewriter import Actions, Rewritten, rewrite
 
 KERNEL_CALLS = 11
@@ -37,7 +37,8 @@ NO_CHANGE = 1e-9
 class Planned:
     """A plan, the graph that it gives (None: nothing is edited), and what both cost.
 
-    `packed_bytes`: what second copies of weights take.
+    `packed_bytes`: what second copies of weights take. `masks`: which entries of a projection's
+    input a lossy replacement keeps, by site.
     """
 
     view: View
@@ -48,6 +49,7 @@ class Planned:
     profile: DeviceProfile
     sizes: Mapping[sympy.Symbol, int]
     packed_bytes: int = 0
+    masks: Mapping[str, EntryMask] = field(default_factory=dict)
 
     @property
     def module(self) -> GraphModule | None:
@@ -57,7 +59,7 @@ class Planned:
     @property
     def exact(self) -> bool:
         """Whether no edit can lose anything."""
-        lossy = {item.name for item in all_passes() if isinstance(item, LossyPass)}
+        lossy = lossy_passes()
         return not any(edit.pass_name in lossy for edit in self.plan.edits)
 
 

@@ -27,6 +27,7 @@ from tokenpass.pipeline.planned import (
     size_hints,
 )
 from tokenpass.pipeline.regions import with_regions
+from tokenpass.pipeline.sparsity import Sparsifier
 from tokenpass.plan.choice import levels_used
 from tokenpass.plan.levels import constant, evaluator, level_expression
 from tokenpass.plan.plan_file import pinned_plan
@@ -63,7 +64,42 @@ def make_plan(view: View, captured: Captured, config: Config) -> Planned:
     unedited = Planned(
         view, replace(blank, rejections=found.rejections), None, dense, None, profile, sizes
     )
-    return with_regions(Planner(view, captured, config, found, unedited).plan(), captured, config)
+    planner = Planner(view, captured, config, found, unedited)
+    return least_loss(planner, captured, config)
+
+
+def least_loss(planner: Planner, captured: Captured, config: Config) -> Planned:
+    """The plan of least error that meets the budget, by token edits, smaller products, or both.
+
+    Where both could act, token edits are planned for the whole budget, for none, and half way (of
+    its logarithm): the products meet what is then left.
+    """
+    budget = config.budget
+    goals = [budget]
+    if planner.found.candidates and budget is not None and budget < 1.0:
+        goals += [budget**0.5, 1.0]
+    best: Planned | None = None
+    for goal in goals:
+        aimed = replace(planner, config=config.model_copy(update={"budget": goal}))
+        tokens = aimed.plan()
+        exact = with_regions(tokens, captured, config)
+        sparsifier = Sparsifier(tokens, exact, captured, config)
+        made = sparsifier.plan()
+        if best is None or better(made, best, budget):
+            best = made
+        if not sparsifier.able:  # nothing to share the budget with
+            break
+    return best or planner.unedited
+
+
+def better(made: Planned, best: Planned, budget: float | None) -> bool:
+    """Whether a plan meets the budget where another does not, or with less error."""
+    goal = 1.0 if budget is None else budget
+
+    def rank(planned: Planned) -> tuple[float, float]:
+        return max(planned.plan.share - goal * 1.01, 0.0), planned.plan.error
+
+    return rank(made) < rank(best)
 
 
 @dataclass(frozen=True, eq=False)

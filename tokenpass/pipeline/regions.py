@@ -6,7 +6,7 @@ what they replace, from the cost model. Second copies of weights stay under `pac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -24,25 +24,31 @@ from tokenpass.pipeline.planned import NO_CHANGE, Planned, device_of, op_costs
 from tokenpass.rewrite.replacing import Replacement, replaced
 from tokenpass.rewrite.rewriter import Rewritten
 from tokenpass.rewrite.verify import verify_rewrite
+from tokenpass.statistics.finding import find_calibration
 from tokenpass.tracing import placeholders, source_line
 
 
-def with_regions(
-    planned: Planned, captured: Captured, config: Config, sites: Iterable[str] | None = None
+def with_regions(planned: Planned, captured: Captured, config: Config) -> Planned:
+    """A plan with the exact replacements that pay."""
+    context = region_context(planned.module or planned.view.module, captured, config)
+    found, rejections = find_replacements(context, captured)
+    paid = paying(planned, captured, config, context.module, found)
+    chosen, more = affordable(paid, captured, config)
+    return carry_out_regions(planned, captured, config, chosen, (*rejections, *more))
+
+
+def carry_out_regions(
+    planned: Planned,
+    captured: Captured,
+    config: Config,
+    chosen: Sequence[Named],
+    rejections: tuple[Rejection, ...],
 ) -> Planned:
-    """A plan with the exact replacements that pay, or with those at `sites` alone."""
-    module = planned.module or planned.view.module
-    found, rejections = find_replacements(module, captured)
-    if sites is None:
-        paid = paying(planned, captured, config, module, found)
-        chosen, more = affordable(paid, captured, config)
-        rejections = (*rejections, *more)
-    else:
-        wanted = set(sites)
-        chosen = [one for one in found if one[1].site in wanted]
+    """A plan with chosen replacements, priced as the graph that they give."""
     known = (*planned.plan.rejections, *rejections)
     if not chosen:
         return replace(planned, plan=replace(planned.plan, rejections=known))
+    module = planned.module or planned.view.module
     made = replaced(module, [one for _, one in chosen], len(planned.plan.edits))
     short = planned.view.caches if config.shorter_cache else frozenset()
     verify_rewrite(planned.view.module, made, short)
@@ -69,12 +75,30 @@ Named = tuple[str, Replacement]
 """A replacement with the name of its pass."""
 
 
+def region_context(module: GraphModule, captured: Captured, config: Config) -> RegionContext:
+    """What region passes are told of a graph: the dense one, or what token edits made of it."""
+    examples = {node.name: value for node, value in captured.examples.items()}
+    static = static_inputs(module, captured)
+    return RegionContext(
+        module,
+        static,
+        written_nodes(module.graph),
+        {node: examples[node.name] for node in static},
+        find_calibration(config),
+    )
+
+
+def in_graph_order(context: RegionContext, chosen: Sequence[Named]) -> list[Named]:
+    """Replacements in the order of what they replace: later ones read what earlier ones gave."""
+    order = {node: at for at, node in enumerate(context.module.graph.nodes)}
+    return sorted(chosen, key=lambda one: order[one[1].node])
+
+
 def find_replacements(
-    module: GraphModule, captured: Captured
+    context: RegionContext, captured: Captured
 ) -> tuple[list[Named], tuple[Rejection, ...]]:
     """What all region passes could replace; the first pass that wants a value has it."""
     passes = [item for item in all_passes() if isinstance(item, RegionPass)]
-    context = RegionContext(module, static_inputs(module, captured), written_nodes(module.graph))
     found: list[Named] = []
     rejections: list[Rejection] = []
     taken: set[Node] = set()
@@ -151,15 +175,20 @@ def copies(config: Config, chosen: Sequence[Replacement]) -> float:
     return float(sum(one.packed_bytes for one in chosen)) if config.objective == "memory" else 0.0
 
 
-def affordable(
-    found: Sequence[Named], captured: Captured, config: Config
-) -> tuple[list[Named], tuple[Rejection, ...]]:
-    """The replacements, first come first served, whose copies of weights fit `pack_memory`."""
-    weights = sum(
+def weight_bytes(captured: Captured) -> int:
+    """What the graph's parameters and buffers take."""
+    return sum(
         value.numel() * value.element_size()
         for node, value in captured.examples.items()
         if node not in captured.data_inputs and isinstance(value, torch.Tensor)
     )
+
+
+def affordable(
+    found: Sequence[Named], captured: Captured, config: Config
+) -> tuple[list[Named], tuple[Rejection, ...]]:
+    """The replacements, first come first served, whose copies of weights fit `pack_memory`."""
+    weights = weight_bytes(captured)
     left, kept, refused = config.pack_memory * weights, list[Named](), list[Rejection]()
     for name, one in found:
         if one.packed_bytes > left:

@@ -8,7 +8,7 @@ import sympy
 
 from tokenpass.cost.device import DeviceProfile
 from tokenpass.cost.roofline import GraphCost
-from tokenpass.graph.layers import costs_by_layer, layer_prefixes
+from tokenpass.graph.layers import costs_by_layer, layer_prefixes, under
 from tokenpass.graph.reading import reads
 from tokenpass.graph.view import View
 from tokenpass.pipeline.planned import Planned
@@ -71,7 +71,7 @@ def layer_rows(planned: Planned) -> tuple[tuple[LayerRow, ...], tuple[float, flo
             counts[at][1],
             dense[at],
             edited[at],
-            tuple(e for e in planned.plan.edits if prefixes[at] and under(e.site, prefixes[at])),
+            tuple(e for e in planned.plan.edits if prefixes[at] and within(e.site, prefixes[at])),
         )
         for at, region in enumerate(regions)
     )
@@ -98,10 +98,9 @@ def flops_by_node(
     return totals
 
 
-def under(site: str, prefix: str) -> bool:
-    """Whether a site's module path lies in a layer's."""
-    path = site.rsplit(":", 1)[0]
-    return path == prefix or path.startswith(prefix + ".")
+def within(site: str, prefix: str) -> bool:
+    """Whether a site lies in a layer's modules."""
+    return under(site.rsplit(":", 1)[0], prefix)
 
 
 def token_counts(planned: Planned) -> list[tuple[str, str]]:
@@ -114,7 +113,7 @@ def token_counts(planned: Planned) -> list[tuple[str, str]]:
             behind[id(sites[edit.site].region)] = edit.level
         elif edit.pass_name == "dead_tokens":
             for region in planned.view.regions:
-                if under(edit.site, layer_prefixes(planned.view.regions)[region.layer]):
+                if within(edit.site, layer_prefixes(planned.view.regions)[region.layer]):
                     behind[id(region)] = edit.level
     counts = []
     for region in planned.view.regions:

@@ -73,6 +73,21 @@ class ShortFacts:
     batch_dim: int | None
 
 
+@dataclass(frozen=True, eq=False)
+class MaskFacts:
+    """Entries of a projection's input that count: magnitudes above `threshold`, NaN among them.
+
+    Magnitudes of the input, or of `gate`, a pointwise text over the values called `inputs`. Without
+    a threshold each row leaves out the `share` of its entries that is smallest, where of all rows
+    the least bound counts.
+    """
+
+    threshold: torch.Tensor | None
+    share: float
+    gate: str = ""
+    inputs: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class GraphFacts:
     """All of a graph and its plan that the reference is told.
@@ -80,6 +95,7 @@ class GraphFacts:
     `short`: values that the edited graph holds with fewer tokens: whoever needs them all reads
     every token's representative. `averaged`: values that it holds at full length, of which short
     ones meet the mean over each group. `whole`: sites' nodes at which all tokens are there again.
+    `masks`: projections by name, and which entries of their inputs count.
     """
 
     streams: tuple[StreamFacts, ...]
@@ -88,6 +104,7 @@ class GraphFacts:
     short: dict[str, tuple[ShortFacts, ...]] = field(default_factory=dict)
     averaged: dict[str, tuple[ShortFacts, ...]] = field(default_factory=dict)
     whole: frozenset[str] = frozenset()
+    masks: dict[str, MaskFacts] = field(default_factory=dict)
 
 
 FUSED = torch.ops.aten.scaled_dot_product_attention.default

@@ -34,6 +34,7 @@ from tokenpass.reference.attention import (
 from tokenpass.reference.facts import FUSED, AttentionFacts, GraphFacts, ShortFacts, SiteFacts
 from tokenpass.reference.groups import Groups, rows, untouched
 from tokenpass.reference.levels import level_count
+from tokenpass.reference.masks import masked_entries
 
 EXACT = frozenset({"dead_tokens"})
 
@@ -132,6 +133,11 @@ class Reference(Interpreter):
                 return grouped_softmax(args[0], asking, answering)
             answering = self.groups_of(attention.key_stream, second, -2)
             return args[0] @ grouped_values(args[1], answering)
+        if n.name in self.facts.masks:
+            (value, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
+            mask = self.facts.masks[n.name]
+            by = [self.env[self.named[name]] for name in mask.inputs]
+            return n.target(masked_entries(value, mask, by), *rest, **kwargs)
         if n.target is torch.ops.aten.view.default:  # what is grouped may be laid out otherwise
             (value, shape), _ = self.fetch_args_kwargs_from_env(n)
             return value.reshape(shape)

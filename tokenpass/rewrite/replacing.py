@@ -9,13 +9,23 @@ What was needed for the replaced value alone disappears. The given graph stays a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
+from torch import Tensor
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from tokenpass.tracing import carry_over, fake_value, is_impure, plain_constants
+from tokenpass.tracing import (
+    carry_over,
+    fake_value,
+    is_impure,
+    placeholders,
+    plain_constants,
+    retrace,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +57,7 @@ class Calls:
     origin: Node
     owner: int
     copied: dict[Node, Node]
+    constants: dict[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, node: Node) -> Node:
         """The copy of a node of the given graph."""
@@ -62,6 +73,37 @@ class Calls:
         made.meta["val"] = target(*map_arg(args, fake_value))
         return made
 
+    def constant(self, value: Tensor) -> Node:
+        """A tensor that the graph holds itself."""
+        name = f"_tokenpass_constant_{self.owner}_{len(self.constants)}"
+        self.constants[name] = value
+        with self.graph.inserting_before(self.before):
+            made = self.graph.get_attr(name)
+        mode = next(filter(None, map(fake_mode_of, self.graph.nodes)))
+        made.meta = {"val": mode.from_tensor(value), "tokenpass_edit": self.owner}
+        return made
+
+    def inlined(self, function: Callable[..., Any], *args: Node) -> Node:
+        """The calls that a plain torch function of some values makes; it returns one tensor."""
+        fakes = [fake_value(node) for node in args]
+        mode = next(filter(None, map(fake_mode_of, args)))
+        traced = retrace(function, fakes, mode)
+        inside: dict[Node, Node] = dict(zip(placeholders(traced), args, strict=True))
+        known = ("stack_trace", "nn_module_stack", "source_fn_stack")
+        with self.graph.inserting_before(self.before):
+            result = self.graph.graph_copy(traced.graph, inside)
+        for node in traced.graph.nodes:
+            if node.op == "call_function":
+                meta = {key: self.origin.meta[key] for key in known if key in self.origin.meta}
+                inside[node].meta = {**meta, "val": node.meta["val"], "tokenpass_edit": self.owner}
+        return result  # type: ignore[return-value]
+
+
+def fake_mode_of(node: Node) -> FakeTensorMode | None:
+    """The mode in which a node's value was traced."""
+    value = fake_value(node)
+    return value.fake_mode if isinstance(value, FakeTensor) else None
+
 
 def replaced(
     module: GraphModule, replacements: Sequence[Replacement], first_owner: int
@@ -72,13 +114,21 @@ def replaced(
     output = graph.graph_copy(module.graph, copied)
     (old_output,) = (node for node in module.graph.nodes if node.op == "output")
     graph.output(output).meta = dict(old_output.meta)
+    constants: dict[str, Tensor] = {}
     for owner, replacement in enumerate(replacements, start=first_owner):
         node = copied[replacement.node]
-        made = replacement.make(Calls(graph, node, replacement.origin, owner, copied))
+        calls = Calls(graph, node, replacement.origin, owner, copied, constants)
+        made = replacement.make(calls)
         node.replace_all_uses_with(made)
         copied[replacement.node] = made
     graph.eliminate_dead_code(is_impure)
-    new = GraphModule(module, graph)
+    new = GraphModule(attributes(module) | constants, graph)
     plain_constants(new)
     carry_over(module, new)
     return new
+
+
+def attributes(module: GraphModule) -> dict[str, Any]:
+    """What a graph reads of its module, by name."""
+    names = (str(node.target) for node in module.graph.nodes if node.op == "get_attr")
+    return {name: attrgetter(name)(module) for name in names}

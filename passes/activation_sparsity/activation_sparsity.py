@@ -1,0 +1,249 @@
+"""activation_sparsity: weights that meet small entries of a projection's input are not read.
+
+    before   y[rows, n] = x[rows, k] @ W^T                                all of W
+    after    y = sum over k with |x_k| > threshold_k of x_k W^T[k]
+
+    neurons  y = (g * (x @ U^T)) @ W^T              rows of U and of W^T where |g_i| > threshold_i
+
+Lossy; the policy gives the thresholds and nothing else. For few rows alone, as in decoding: the
+union of their lists is soon everything.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from tokenpass.edits import Rejection
+from tokenpass.errors import CalibrationMismatchError
+from tokenpass.graph.projections import ProjectionRegion, gated, projection_region, projections
+from tokenpass.ops.pointwise import Call, Input, parts
+from tokenpass.passes.activation_sparsity.errors import measured_error, prior_error
+from tokenpass.passes.activation_sparsity.policies import POLICIES, UNCALIBRATED, Policy
+from tokenpass.passes.activation_sparsity.policies.teal import teal
+from tokenpass.passes.activation_sparsity.sparse_calls import (
+    MOST_DENSITY,
+    MOST_ROWS,
+    Listing,
+    replacement,
+    unsound,
+)
+from tokenpass.passes.base import (
+    EntryMask,
+    LossyChoice,
+    LossyContext,
+    LossyRegionPass,
+    Reason,
+    RegionContext,
+)
+from tokenpass.rewrite.replacing import Replacement
+from tokenpass.rewrite.rewriter import hinted
+from tokenpass.statistics.histogram import Histogram
+from tokenpass.statistics.stored import Calibration, SiteStatistics, weight_fingerprint
+from tokenpass.tracing import fake_value, source_line
+
+HIGHEST = 0.7
+"""Largest share of the entries that are not zero by themselves which may be left out.
+
+TEAL, WINA and CATS fall apart between 0.65 and 0.8 on every model that they were published for.
+"""
+
+ACTIVATIONS = frozenset({"relu", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh", "erf", "exp"})
+"""Functions that tell an MLP's neurons from what a norm or an attention gives."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """One projection where a policy could act; `known`: what was calibrated of it."""
+
+    site: str
+    region: ProjectionRegion
+    policy: Policy
+    weight: Tensor
+    known: SiteStatistics | None
+    seed: int
+
+    @cached_property
+    def column_norms(self) -> Tensor:
+        """What each entry multiplies: L2 norms of the weight's columns, float32 [entries]."""
+        norms = torch.linalg.vector_norm(self.weight.detach(), dim=0, dtype=torch.float32)
+        return norms.cpu()
+
+    @property
+    def by_gate(self) -> bool:
+        """Whether neurons are listed by their gate."""
+        return self.policy.place == "neurons" and self.region.up is not None
+
+    @property
+    def natural(self) -> float:
+        """The share of entries that are zero by themselves, as far as is known."""
+        if self.known is None:
+            return 0.0
+        histogram = self.known.magnitude
+        if self.by_gate and self.known.gate is not None:
+            histogram = self.known.gate
+        return float(histogram.share_below(torch.zeros(1)).mean())
+
+
+class ActivationSparsity(LossyRegionPass):
+    """Inputs of projections, or neurons of MLPs, below a threshold."""
+
+    name: ClassVar[str] = "activation_sparsity"
+    policies: ClassVar[tuple[str, ...]] = tuple(policy.name for policy in POLICIES)
+
+    def choices(
+        self, context: RegionContext, told: LossyContext
+    ) -> tuple[tuple[LossyChoice, ...], tuple[Rejection, ...]]:
+        policy = chosen_policy(told, context.calibration)
+        rows = most_rows()
+        found: list[LossyChoice] = []
+        refused: list[Rejection] = []
+        for node, site in projections(context.module.graph, context.static).items():
+            region = region_for(node, context, policy)
+            if region is None:
+                continue
+            known = None if context.calibration is None else context.calibration.sites.get(site)
+            weight = context.weights[region.weight]
+            reason = unsound(region, context, rows) or unknown(policy, region, known)
+            if known is not None:
+                require_same(site, known, weight)
+            if reason is not None:
+                refused.append(Rejection(reason[0], site, *reason[1:], source_line(node)))
+                continue
+            seed = zlib.crc32(f"{told.seed} {site}".encode())
+            found.append(choice(Place(site, region, policy, weight, known, seed)))
+        return tuple(found), tuple(refused)
+
+
+def chosen_policy(told: LossyContext, calibration: Calibration | None) -> Policy:
+    """The user's, else the best that has what it reads."""
+    default = UNCALIBRATED if calibration is None else POLICIES[0].name
+    return next(policy for policy in POLICIES if policy.name == (told.policy or default))
+
+
+def region_for(node: Node, context: RegionContext, policy: Policy) -> ProjectionRegion | None:
+    """The projection as a policy sees it; None where it has no place there.
+
+    What others read too is computed by them: then the input itself is listed.
+    """
+    region = projection_region(node, context.static)
+    if region is None:
+        return None
+    if policy.place == "inputs":
+        return region if alone(region) else as_input(region)
+    called = {part.function for part in parts(region.expression) if isinstance(part, Call)}
+    return gated(region, context.static) or (region if called & ACTIVATIONS else None)
+
+
+def alone(region: ProjectionRegion) -> bool:
+    """Whether nobody else reads the input of a projection, so that computing it there is free."""
+    return len(region.hidden.users) == 1
+
+
+def as_input(region: ProjectionRegion) -> ProjectionRegion:
+    """The region whose input is a value as it stands."""
+    return ProjectionRegion(
+        region.down,
+        region.hidden,
+        Input(0),
+        (region.hidden,),
+        frozenset(),
+        region.rows,
+        region.entries,
+    )
+
+
+def most_rows() -> int:
+    """How many rows still gain where as much is left out of each as may be."""
+    return max(n for n in range(1, MOST_ROWS + 1) if union(HIGHEST, n) <= MOST_DENSITY)
+
+
+def union(share: float, rows: int) -> float:
+    """Expected share of entries that one of some rows has, if each leaves out a share of them."""
+    return 1 - share**rows
+
+
+def unknown(policy: Policy, region: ProjectionRegion, known: SiteStatistics | None) -> Reason:
+    """Why a policy has no threshold for a region; None if it has one."""
+    if not policy.calibrated:
+        return None
+    if known is None:
+        because = f"{policy.name} reads statistics that no calibration has of it"
+        return "not_calibrated", because, "tokenpass.calibrate, or policy: top_k"
+    wanted = {"gate": known.gate, "up": known.up, "core": known.core}
+    if region.up is None:
+        wanted |= {"gate": known.magnitude, "up": known.magnitude}
+    lacking = [name for name, value in wanted.items() if name in policy.signals and value is None]
+    if lacking:
+        because = f"the calibration has no {lacking[0]} of it, which {policy.name} reads"
+        return "not_calibrated", because, "calibrate anew"
+    return None
+
+
+def require_same(site: str, known: SiteStatistics, weight: Tensor) -> None:
+    """Raise `CalibrationMismatchError` where the weight is not the one that was calibrated."""
+    found = weight_fingerprint(weight)
+    if found != known.weight:
+        raise CalibrationMismatchError(
+            f"calibration: {site} was calibrated with another weight ({known.weight}, this one is "
+            f"{found}); calibrate this model, or leave the option out"
+        )
+
+
+def choice(place: Place) -> LossyChoice:
+    """The place as the planner sees it."""
+    region, policy, natural = place.region, place.policy, place.natural
+    thresholds = cache(partial(threshold, place))
+
+    def error(share: float) -> float:
+        if place.known is None:
+            return prior_error(share)
+        bound = teal(place.known.magnitude, share) if policy.at_run_time else thresholds(share)
+        return measured_error(place.known, place.column_norms, bound, place.by_gate)
+
+    @cache
+    def made(share: float) -> Replacement:
+        density = union(share, int(hinted(region.rows)))
+        listing = Listing(density, constant=partial(thresholds, share))
+        if policy.at_run_time:
+            listing = Listing(density, computed=partial(policy.threshold, sparsity=share))
+        return replacement(region, place.site, policy.name, f"{share:.4g}", listing)
+
+    def mask(share: float) -> EntryMask:
+        if policy.at_run_time:
+            return EntryMask(None, share)
+        return EntryMask(thresholds(share), share, place.by_gate)
+
+    weight = fake_value(region.weight)
+    kind = (*weight.shape, weight.dtype, place.by_gate, len(region.inputs), str(region.expression))
+    return LossyChoice(
+        ActivationSparsity.name,
+        policy.name,
+        place.site,
+        " ".join(map(str, kind)),
+        natural + (1 - natural) * HIGHEST,
+        natural,
+        error,
+        made,
+        mask,
+    )
+
+
+def threshold(place: Place, share: float) -> Tensor:
+    """The policy's thresholds, float32 [1] or [entries]."""
+    policy, known, entries = place.policy, place.known, place.region.entries
+    signals: dict[str, Any] = {"entries": entries, "seed": place.seed, "sparsity": share}
+    if known is not None:
+        signals |= {"magnitude": known.magnitude, "core": known.core}
+        signals |= {"gate": known.magnitude, "up": Histogram.of(torch.ones(1, entries))}
+        if place.by_gate:
+            signals |= {"gate": known.gate, "up": known.up}
+    if "column_norms" in policy.signals:
+        signals["column_norms"] = place.column_norms
+    return policy.threshold(**{name: signals[name] for name in policy.signals}).float()

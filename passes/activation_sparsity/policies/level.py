@@ -1,0 +1,52 @@
+"""The one equation that calibrated thresholds solve: how large for so many entries to lie below."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenpass.shapes import Float
+from tokenpass.statistics.histogram import Histogram
+
+STEPS = 40
+"""Halvings of an interval of 2^80 in the logarithm."""
+
+LOWEST, HIGHEST = -40.0, 40.0
+"""Exponents of two between which a threshold is looked for."""
+
+
+def scale_for(
+    histogram: Histogram, pattern: Float[Tensor, "#entries"], sparsity: float
+) -> Float[Tensor, "#entries"]:
+    """t * pattern, with the t for which the share `sparsity` of all magnitudes lies at or below.
+
+    Entries whose pattern is infinite always do. Zero where more than that is 0 by itself.
+    """
+    if pattern.numel() == 1:
+        histogram = histogram.pooled()
+
+    def below(threshold: Tensor) -> float:
+        return float(histogram.share_below(threshold).mean())
+
+    if below(torch.zeros_like(pattern)) >= sparsity:
+        return torch.zeros_like(pattern)
+    low, high = LOWEST, HIGHEST
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        if below(pattern * 2.0**middle) < sparsity:
+            low = middle
+        else:
+            high = middle
+    return pattern * 2.0**high
+
+
+def inverse(scale: Float[Tensor, " entries"]) -> Float[Tensor, " entries"]:
+    """1 / scale; infinite where it is 0: what is multiplied by nothing may go first."""
+    return torch.where(scale > 0, 1 / scale, torch.inf)
+
+
+def keep_alone(kept: Tensor, entries: int) -> Float[Tensor, " entries"]:
+    """A threshold that every kept entry passes, 0 included, and no other one."""
+    threshold = torch.full((entries,), torch.inf)
+    threshold[kept] = -1.0
+    return threshold
