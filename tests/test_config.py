@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from tests.config_options import INF, NAN, PASSES, config, refuse, refuse_file
 from tokenpass.config import Config, PassOptions, PassSchema, PassSpec, TokenOptions, resolve
-from tokenpass.config_schema import FILE_KEYS, FILE_ONLY, NOT_AVAILABLE, OPTION_NAMES
+from tokenpass.config_schema import FILE_KEYS, FILE_ONLY, OPTION_NAMES
 from tokenpass.errors import ConfigError, InternalError, OptionError, UserError
 
 
@@ -123,7 +123,7 @@ BAD = [
     *(("lowering", bad) for bad in ("mlir", None)),
     *(("inductor", bad) for bad in (3, None, {1: 2}, ["max_autotune"])),
     *(("on_failure", bad) for bad in ("riase", False)),
-    *((name, 1) for name in NOT_AVAILABLE),
+    *(("calibration", bad) for bad in (1, "", "no_such_file.yaml", {"sites": {}}, True)),
     *((name, 1) for name in FILE_ONLY),
 ]
 
@@ -144,7 +144,10 @@ def test_messages() -> None:
         "objective: expected one of 'latency', 'flops', 'memory', "
         "got 'energy': not available in this version"
     )
-    assert refuse(calibration=1) == "calibration: not available in this version"
+    assert refuse(calibration=1) == (
+        "calibration: expected the path of a file that `tokenpass.calibrate` wrote, or what it "
+        "returned, got 1"
+    )
     assert refuse(spans=[]) == (
         "spans: expected {name: [start, stop]}, token positions with the stop not included, got []"
     )
@@ -195,7 +198,7 @@ def test_a_budget_is_a_share_or_an_error(value: Any) -> None:
 
 @given(
     st.dictionaries(
-        st.sampled_from(sorted({*OPTION_NAMES, *FILE_KEYS, *NOT_AVAILABLE, "x"})),
+        st.sampled_from(sorted({*OPTION_NAMES, *FILE_KEYS, "x"})),
         st.recursive(
             st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
             lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner),
@@ -425,7 +428,7 @@ def test_every_problem_of_a_file_has_its_line(write: Callable[[str], Path]) -> N
         ("version: 1\nbudget: .nan\n", ":2: budget: expected a share"),
         ("version: 1\nbudget:\n", ":2: budget: expected a share"),
         ("version: 1\nconfig: a.yaml\n", ":2: config: a config file cannot name another one"),
-        ("version: 1\ncalibration: []\n", ":2: calibration: not available in this version"),
+        ("version: 1\ncalibration: []\n", ":2: calibration: expected the path of"),
         ("version: 1\nseed: &a 3\nbudget: *a\n", ":3: not valid YAML: aliases (*name)"),
         ("version: 1\n<<: {seed: 3}\n", ":2: merge keys (<<) are not allowed"),
         ("version: 1\nseed: !!python/name:os.system x\n", ":2: not valid YAML: could not"),

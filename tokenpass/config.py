@@ -19,7 +19,6 @@ from pydantic import BaseModel, ValidationError
 from tokenpass.config_schema import (
     FILE_KEYS,
     FILE_ONLY,
-    NOT_AVAILABLE,
     OPTION_NAMES,
     VERSION,
     Config,
@@ -165,14 +164,14 @@ def _read(source: _Source, known: _Known, problems: list[str]) -> dict[str, Any]
         values["edits"] = tuple(_edit_specs(data["edits"], source, known, problems))
     if _is_path(values.get("device_profile")):
         values["device_profile"] = str(source.folder / values["device_profile"])
+    if isinstance(values.get("calibration"), str):
+        values["calibration"] = str(source.folder / values["calibration"])
     problems += _unknown_names(values, source, known)
     problems += _half_plan(data, source)
     return values
 
 
 def _unknown(key: Any, source: _Source) -> str:
-    if key in NOT_AVAILABLE:
-        return "not available in this version"
     if key == "config":
         return "a config file cannot name another one"
     if key in FILE_ONLY:
@@ -347,6 +346,9 @@ def _unknown_names(values: Mapping[str, Any], source: _Source, known: _Known) ->
             if key not in known.inductor_options:
                 text = f"unknown option of Inductor{_choices(key, known.inductor_options)}"
                 yield source.problem(("inductor", key), text)
+    calibration = values.get("calibration")
+    if isinstance(calibration, str) and not Path(calibration).is_file():
+        yield source.problem(("calibration",), f"file not found: {calibration}")
     profile = values.get("device_profile")
     if profile is None:
         return

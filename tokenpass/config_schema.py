@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import (
     BaseModel,
@@ -26,7 +26,6 @@ from tokenpass.option_values import LayerRanges, Spans
 VERSION = 1
 
 # Named in the documentation as coming; giving one is an error, never ignored.
-NOT_AVAILABLE = ("calibration",)
 OBJECTIVES_NOT_AVAILABLE = ("energy",)
 
 # What stands in a file alone: `version`, and what pins a plan.
@@ -49,6 +48,22 @@ def _version(value: Any) -> int:
 
 def _path_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A calibration in memory; its class needs torch, which reading options does without."""
+
+    sites: Mapping[str, Any]
+    batches: int
+    tokens: int
+    complete: bool
+
+
+def _calibration(value: Any) -> Any:
+    if value is None or isinstance(value, Measured):
+        return value
+    return option_values.word(_path_text(value))
 
 
 def _inductor(value: Any) -> str | dict[str, Any]:
@@ -194,6 +209,10 @@ class Config(BaseModel):
         default=None,
         min_length=1,
         description="the name of a device profile or the path of its file",
+    )
+    calibration: Annotated[str | Measured | None, PlainValidator(_calibration)] = Field(
+        default=None,
+        description="the path of a file that `tokenpass.calibrate` wrote, or what it returned",
     )
     pack_memory: float = Field(
         default=0.5,

@@ -93,6 +93,10 @@ REJECTION_CODES: dict[str, tuple[str, str]] = {
         "zeros of one row are not those of the others, so that everything is read",
         "nothing: a dense product is as fast",
     ),
+    "not_calibrated": (
+        "the policy reads statistics that no calibration has of it",
+        "tokenpass.calibrate, or policy: top_k",
+    ),
     "pack_memory": (
         "a second copy of the weight would take more than is allowed",
         "raise the option pack_memory",

@@ -26,6 +26,10 @@ class PlanMismatchError(UserError):
     """A pinned plan was made for another graph, or names a site that this graph lacks."""
 
 
+class CalibrationMismatchError(UserError):
+    """A calibration that was made for another model."""
+
+
 class CallError(UserError, IndexError):
     """An operator was called with values that it cannot take, such as an index out of range."""
 

@@ -13,6 +13,7 @@ from tokenpass.config import Config, PassSchema, resolve
 from tokenpass.cost.device import DEVICES
 from tokenpass.errors import OptionError
 from tokenpass.passes import PASSES, AnyPass, LossyPass, LossyRegionPass
+from tokenpass.statistics import find_calibration
 
 GROUP = "tokenpass.passes"
 
@@ -48,10 +49,12 @@ def read_options(options: Mapping[str, Any] | None, mode: str | None = None) -> 
         if "inductor" in given:
             raise OptionError("mode: give either mode or the option inductor, not both")
         given["inductor"] = mode
-    return resolve(
+    config = resolve(
         given,
         pass_schemas(),
         inductor_modes=["default", *modes],
         inductor_options=known,
         device_profiles=DEVICES,
     )
+    find_calibration(config)  # a file that cannot be read is told before anything is compiled
+    return config

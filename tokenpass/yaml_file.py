@@ -20,6 +20,8 @@ from tokenpass.errors import ConfigError, nearest
 
 KeyPath = tuple[str | int, ...]
 
+NO_ALIASES = "aliases (*name) are not allowed: write the value out"
+
 
 @dataclass(frozen=True)
 class YamlFile:
@@ -49,11 +51,15 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+_LargeLoader: Any = type("_LargeLoader", (getattr(yaml, "CSafeLoader", _Loader),), {})
+"""The same for files of many MB, by libyaml where PyYAML has it; `_Reader` refuses its aliases."""
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes what `_Loader` would read as a number: a fingerprint may look like `31e8`."""
 
 
-for _side in (_Loader, _Dumper):
+for _side in (_Loader, _LargeLoader, _Dumper):
     _side.add_implicit_resolver(
         "tag:yaml.org,2002:float",
         re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
@@ -74,8 +80,8 @@ def write_yaml(data: Mapping[str, Any], *, on_one_line: bool = False) -> str:
     )
 
 
-def read_yaml(path: str | os.PathLike[str]) -> YamlFile:
-    """Reads a file that must hold one mapping with string keys.
+def read_yaml(path: str | os.PathLike[str], *, large: bool = False) -> YamlFile:
+    """Reads a file that must hold one mapping with string keys; `large`: of many MB.
 
     Keys that stand twice and keys that are no strings are collected in `problems`, so that a caller
     can report them beside its own findings.
@@ -86,7 +92,7 @@ def read_yaml(path: str | os.PathLike[str]) -> YamlFile:
     path = Path(path)
     reader = _Reader(path)
     try:
-        loader = _Loader(_read_text(path))
+        loader = (_LargeLoader if large else _Loader)(_read_text(path))
         try:
             root = loader.get_single_node()
             if not isinstance(root, yaml.MappingNode):
@@ -127,8 +133,12 @@ class _Reader:
         self.path = path
         self.lines: dict[KeyPath, int] = {}
         self.problems: list[str] = []
+        self.seen: set[int] = set()
 
-    def value(self, loader: _Loader, node: yaml.Node, at: KeyPath) -> Any:
+    def value(self, loader: Any, node: yaml.Node, at: KeyPath) -> Any:
+        if id(node) in self.seen:
+            raise yaml.MarkedYAMLError(problem=NO_ALIASES, problem_mark=node.start_mark)
+        self.seen.add(id(node))
         self.lines.setdefault(at, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             _plain(node, "tag:yaml.org,2002:map")
@@ -141,7 +151,7 @@ class _Reader:
         except ValueError as error:  # e.g. the timestamp 2024-99-99
             raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
 
-    def _mapping(self, loader: _Loader, node: yaml.MappingNode, at: KeyPath) -> dict[str, Any]:
+    def _mapping(self, loader: Any, node: yaml.MappingNode, at: KeyPath) -> dict[str, Any]:
         data: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1

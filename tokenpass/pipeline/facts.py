@@ -9,7 +9,6 @@ from typing import Any
 from torch.fx import Node
 
 from tokenpass.errors import InternalError
-from tokenpass.graph.projections import gated, projection_region, projections
 from tokenpass.graph.regions import AttentionRegion
 from tokenpass.graph.sites import Site, Stream, batch_place
 from tokenpass.graph.view import View
@@ -20,7 +19,6 @@ from tokenpass.reference.facts import (
     FUSED,
     AttentionFacts,
     GraphFacts,
-    MaskFacts,
     ShortFacts,
     SiteFacts,
     StreamFacts,
@@ -32,27 +30,10 @@ from tokenpass.rewrite.rewriter import Rewritten, Short
 def reference_of(planned: Planned) -> Reference:
     """The slow interpreter of a plan."""
     plan, facts = planned.plan, facts_of(planned.view, planned.rewritten)
-    facts = replace(facts, masks=mask_facts(planned))
+    facts = replace(facts, masks=dict(planned.masks))
     tokens = {item.name for item in all_passes() if isinstance(item, LossyPass)}
     edits = [edit for edit in plan.edits if edit.pass_name in tokens]
     return Reference(planned.view.module, edits, facts, plan.seed)
-
-
-def mask_facts(planned: Planned) -> dict[str, MaskFacts]:
-    """Which entries count, by the names of the dense graph's projections."""
-    view = planned.view
-    by_name = {site: node for node, site in projections(view.module.graph, planned.static).items()}
-    found = {}
-    for site, mask in planned.masks.items():
-        node = by_name[site]
-        region = projection_region(node, planned.static) if mask.by_gate else None
-        region = None if region is None else gated(region, planned.static)
-        if region is None:
-            found[node.name] = MaskFacts(mask.threshold, mask.share)
-            continue
-        names = tuple(one.name for one in region.inputs)
-        found[node.name] = MaskFacts(mask.threshold, mask.share, str(region.gate), names)
-    return found
 
 
 def facts_of(view: View, made: Rewritten | None) -> GraphFacts:

@@ -33,7 +33,7 @@ from tokenpass.pipeline.regions import (
     in_graph_order,
     region_context,
 )
-from tokenpass.pipeline.sparsity import pinned_lossy
+from tokenpass.pipeline.sparsity import mask_facts, pinned_lossy
 from tokenpass.plan.levels import TOKENS, evaluator
 from tokenpass.rewrite.restoring import ReplayRefused
 from tokenpass.rewrite.rewriter import Actions
@@ -112,7 +112,7 @@ def with_pinned_regions(
     result = carry_out_regions(
         planned, captured, config, in_graph_order(context, chosen), rejections
     )
-    return replace(result, masks=masks)
+    return replace(result, masks=mask_facts(planned.view.module, captured, masks))
 
 
 def pinned_share(config: Config, edit: Edit) -> float:

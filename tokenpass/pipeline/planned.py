@@ -20,7 +20,7 @@ from tokenpass.graph.view import View
 from tokenpass.ops import OPERATORS, Operator
 from tokenpass.ops.cost_record import OpCost
 from tokenpass.options import lossy_passes
-from tokenpass.passes.base import EntryMask
+from tokenpass.reference.facts import MaskFacts
 from tokenpass.rewrite.rewriter import Actions, Rewritten, rewrite
 
 KERNEL_CALLS = 11
@@ -37,8 +37,8 @@ NO_CHANGE = 1e-9
 class Planned:
     """A plan, the graph that it gives (None: nothing is edited), and what both cost.
 
-    `packed_bytes`: what second copies of weights take. `masks`: which entries of a projection's
-    input a lossy replacement keeps, by site.
+    `packed_bytes`: what second copies of weights take. `masks`: which entries of a
+    projection's input a lossy replacement keeps, by the projection's name in the dense graph.
     """
 
     view: View
@@ -49,7 +49,7 @@ class Planned:
     profile: DeviceProfile
     sizes: Mapping[sympy.Symbol, int]
     packed_bytes: int = 0
-    masks: Mapping[str, EntryMask] = field(default_factory=dict)
+    masks: Mapping[str, MaskFacts] = field(default_factory=dict)
 
     @property
     def module(self) -> GraphModule | None:

@@ -8,7 +8,7 @@ replaced, one for each kind of region, at two levels: between them bytes and tim
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,6 +19,7 @@ from tokenpass.config import Config, PassSpec
 from tokenpass.cost.roofline import graph_cost
 from tokenpass.edits import Edit, Rejection
 from tokenpass.graph.layers import layer_prefixes, under
+from tokenpass.graph.projections import gated, projection_region, projections
 from tokenpass.options import all_passes
 from tokenpass.passes.base import (
     EntryMask,
@@ -35,10 +36,12 @@ from tokenpass.pipeline.regions import (
     find_replacements,
     in_graph_order,
     region_context,
+    static_inputs,
     unserved,
     weight_bytes,
 )
 from tokenpass.plan.allocation import Allocation, Curve, allocate
+from tokenpass.reference.facts import MaskFacts
 from tokenpass.rewrite.replacing import Replacement, replaced
 
 LEVELS = 14
@@ -264,7 +267,8 @@ class Sparsifier:
         made = carry_out_regions(self.tokens, self.captured, self.config, chosen, known)
         error = math.hypot(self.tokens.plan.error, found.error)
         plan = replace(made.plan, error=error, notes=(*made.plan.notes, *found.notes))
-        masks = {choice.site: choice.mask(share) for choice, share in self.chosen(found)}
+        kept = {choice.site: choice.mask(share) for choice, share in self.chosen(found)}
+        masks = mask_facts(self.tokens.view.module, self.captured, kept)
         return replace(made, plan=plan, masks=masks)
 
 
@@ -290,6 +294,23 @@ def error_curve(choice: LossyChoice, shares: Sequence[float]) -> tuple[float, ..
         if math.isnan(error):
             found[at] = (found[at - 1] + found[at + 1]) / 2
     return tuple(found)
+
+
+def mask_facts(
+    dense: GraphModule, captured: Captured, masks: Mapping[str, EntryMask]
+) -> dict[str, MaskFacts]:
+    """What the reference is told of masks by site: names of the dense graph."""
+    static = static_inputs(dense, captured)
+    found: dict[str, MaskFacts] = {}
+    for node, site in projections(dense.graph, static).items():
+        if site not in masks:
+            continue
+        mask, region = masks[site], projection_region(node, static)
+        region = gated(region, static) if mask.by_gate and region is not None else None
+        gate = "" if region is None else str(region.gate)
+        inputs = () if region is None else tuple(one.name for one in region.inputs)
+        found[node.name] = MaskFacts(mask.threshold, mask.share, gate, inputs)
+    return found
 
 
 def pinned_lossy(
