@@ -23,6 +23,7 @@ from torch.fx import Node
 from tokenpass.edits import Rejection
 from tokenpass.errors import CalibrationMismatchError
 from tokenpass.graph.projections import ProjectionRegion, gated, projection_region, projections
+from tokenpass.graph.zeros import zero_regions
 from tokenpass.ops.pointwise import Call, Input, parts
 from tokenpass.passes.activation_sparsity.errors import measured_error, prior_error
 from tokenpass.passes.activation_sparsity.policies import POLICIES, UNCALIBRATED, Policy
@@ -60,7 +61,10 @@ ACTIVATIONS = frozenset({"relu", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh",
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """One projection where a policy could act; `known`: what was calibrated of it."""
+    """One projection where a policy could act.
+
+    `known`: what was calibrated of it; `apart`: operators that regions with natural zeros compute.
+    """
 
     site: str
     region: ProjectionRegion
@@ -68,6 +72,7 @@ class Place:
     weight: Tensor
     known: SiteStatistics | None
     seed: int
+    apart: frozenset[Node]
 
     @cached_property
     def column_norms(self) -> Tensor:
@@ -101,7 +106,7 @@ class ActivationSparsity(LossyRegionPass):
         self, context: RegionContext, told: LossyContext
     ) -> tuple[tuple[LossyChoice, ...], tuple[Rejection, ...]]:
         policy = chosen_policy(told, context.calibration)
-        rows = most_rows()
+        rows, apart = most_rows(), computed_for_zeros(context)
         found: list[LossyChoice] = []
         refused: list[Rejection] = []
         for node, site in projections(context.module.graph, context.static).items():
@@ -117,7 +122,7 @@ class ActivationSparsity(LossyRegionPass):
                 refused.append(Rejection(reason[0], site, *reason[1:], source_line(node)))
                 continue
             seed = zlib.crc32(f"{told.seed} {site}".encode())
-            found.append(choice(Place(site, region, policy, weight, known, seed)))
+            found.append(choice(Place(site, region, policy, weight, known, seed, apart)))
         return tuple(found), tuple(refused)
 
 
@@ -127,23 +132,21 @@ def chosen_policy(told: LossyContext, calibration: Calibration | None) -> Policy
     return next(policy for policy in POLICIES if policy.name == (told.policy or default))
 
 
-def region_for(node: Node, context: RegionContext, policy: Policy) -> ProjectionRegion | None:
-    """The projection as a policy sees it; None where it has no place there.
+def computed_for_zeros(context: RegionContext) -> frozenset[Node]:
+    """Operators whose zeros are found by computing them: they stay what they are."""
+    regions = zero_regions(context.module.graph, context.static)
+    return frozenset(node for region in regions for node in region.nodes)
 
-    What others read too is computed by them: then the input itself is listed.
-    """
+
+def region_for(node: Node, context: RegionContext, policy: Policy) -> ProjectionRegion | None:
+    """The projection as a policy sees it; None where it has no place there."""
     region = projection_region(node, context.static)
     if region is None:
         return None
     if policy.place == "inputs":
-        return region if alone(region) else as_input(region)
+        return as_input(region)
     called = {part.function for part in parts(region.expression) if isinstance(part, Call)}
     return gated(region, context.static) or (region if called & ACTIVATIONS else None)
-
-
-def alone(region: ProjectionRegion) -> bool:
-    """Whether nobody else reads the input of a projection, so that computing it there is free."""
-    return len(region.hidden.users) == 1
 
 
 def as_input(region: ProjectionRegion) -> ProjectionRegion:
@@ -213,7 +216,8 @@ def choice(place: Place) -> LossyChoice:
         listing = Listing(density, constant=partial(thresholds, share))
         if policy.at_run_time:
             listing = Listing(density, computed=partial(policy.threshold, sparsity=share))
-        return replacement(region, place.site, policy.name, f"{share:.4g}", listing)
+        level = f"{share:.4g}"
+        return replacement(region, place.site, policy.name, level, listing, place.apart)
 
     def mask(share: float) -> EntryMask:
         if policy.at_run_time:

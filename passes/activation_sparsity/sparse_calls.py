@@ -76,10 +76,18 @@ class Listing:
 
 
 def replacement(
-    region: ProjectionRegion, site: str, policy: str, level: str, listing: Listing
+    region: ProjectionRegion,
+    site: str,
+    policy: str,
+    level: str,
+    listing: Listing,
+    apart: frozenset[Node] = frozenset(),
 ) -> Replacement:
-    """The region's projection, and the pointwise operators that follow it, by our operators."""
-    tail = following(region)
+    """The region's projection, and the pointwise operators that follow it, by our operators.
+
+    `apart`: operators that other regions compute themselves.
+    """
+    tail = following(region, apart)
     make = neurons if region.up is not None else entries
     weight = fake_value(region.weight)
     return Replacement(
@@ -103,12 +111,19 @@ class Tail:
     inputs: tuple[Node, ...]
 
 
-def following(region: ProjectionRegion) -> Tail:
-    """The longest run of pointwise operators that only the next one reads, all of one shape."""
+def following(region: ProjectionRegion, apart: frozenset[Node]) -> Tail:
+    """The longest run of pointwise operators that only the next one reads, all of one shape.
+
+    What joins a later projection's result is left to that one, so that no two regions compute one
+    value; `apart`: operators that another region computes itself.
+    """
     down, run = region.down, [region.down]
     kept = read_tail(region, run)
     while len(run) <= MOST_FOLLOWING and len(run[-1].users) == 1:
         run += run[-1].users
+        others = (node for node in run[-1].all_input_nodes if node is not run[-2])
+        if run[-1] in apart or any(comes_later(node, down) for node in others):
+            break
         value = fake_value(run[-1])
         if not isinstance(value, torch.Tensor) or value.dtype != fake_value(down).dtype:
             break
@@ -119,6 +134,15 @@ def following(region: ProjectionRegion) -> Tail:
         except NotPointwise:
             break
     return kept
+
+
+def comes_later(node: Node, down: Node) -> bool:
+    """Whether a value is a later projection's result, or elementwise of one."""
+    while node.target is not aten.linear.default:
+        if not node.all_input_nodes or not down < node:
+            return False
+        node = max(node.all_input_nodes)
+    return down < node
 
 
 def read_tail(region: ProjectionRegion, run: Sequence[Node]) -> Tail:

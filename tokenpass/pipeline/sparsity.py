@@ -83,7 +83,7 @@ class Sparsifier:
         best: Planned | None = None
         for _ in range(CORRECTIONS):
             allocation, refused = self.allocated(aim)
-            if not any(allocation.levels):
+            if not self.chosen(allocation):
                 break
             made = self.make(allocation, (*rejections, *refused))
             if best is None or made.plan.planned_cost < best.plan.planned_cost:

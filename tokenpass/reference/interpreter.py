@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_arg
@@ -137,7 +138,7 @@ class Reference(Interpreter):
             (value, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
             mask = self.facts.masks[n.name]
             by = [self.env[self.named[name]] for name in mask.inputs]
-            return n.target(masked_entries(value, mask, by), *rest, **kwargs)
+            return F.linear(masked_entries(value, mask, by), *rest, **kwargs)
         if n.target is torch.ops.aten.view.default:  # what is grouped may be laid out otherwise
             (value, shape), _ = self.fetch_args_kwargs_from_env(n)
             return value.reshape(shape)
