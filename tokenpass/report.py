@@ -139,9 +139,20 @@ def edit_text(edit: Edit) -> str:
     """One edit on one line."""
     if not edit.policy.isidentifier():  # an exact edit names the positions that are read
         return f"{edit.pass_name} at {edit.site} keeps {edit.level} (position {edit.policy})"
+    if edit.site.rsplit(":", 1)[-1].startswith("projection"):
+        return f"{edit.pass_name}/{edit.policy} at {edit.site} {left_out(edit.level)}"
     span = ", ".join(f"{start} to {stop - 1}" for start, stop in edit.span)
     among = f" (from positions {span})" if span else ""
     return f"{edit.pass_name}/{edit.policy} at {edit.site} keeps {edit.level}{among}"
+
+
+def left_out(level: str) -> str:
+    """What a projection does not read: a share of its entries, or those that are zero."""
+    try:
+        share = float(level)
+    except ValueError:
+        share = 1.0
+    return f"leaves out {share:.1%}" if share < 1 else f"reads what is not zero of {level}"
 
 
 HEAD = ("layer", "module", "tokens in", "tokens out", "dense", "planned", "share")
