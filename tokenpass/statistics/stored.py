@@ -40,7 +40,7 @@ class SiteStatistics:
     the factors of that, where it is a product with another projection's result. `core`: how often
     each neuron is in its token's core, int64 `[entries]`, for inputs that an activation gave.
     `sensitivity`: the error of the graph's output over the projection's own, both relative in the
-    L2 norm, with the smaller half of its inputs' entries dropped; None where it was not measured.
+    L2 norm, with the smaller half of its input's non-zero entries dropped; None where it was not measured.
     """
 
     weight: str
@@ -55,14 +55,23 @@ class SiteStatistics:
         """How many rows went through the projection."""
         return self.magnitude.rows
 
-    def merged(self, other: Self) -> Self:
-        """Of both's rows; `sensitivity` stays as it is where it is known."""
-        sums: dict[str, Any] = {}
+    def merged(self, other: Self, sums: dict[tuple[int, int], Any] | None = None) -> Self:
+        """Of both's rows; `sensitivity` stays as it is where it is known.
+
+        `sums`: one dictionary for several sites, so that values which they share are added once and
+        stay shared. It keeps what was added, since an object's id is its own while it lives.
+        """
+        sums = {} if sums is None else sums
+        values: dict[str, Any] = {}
         for one in STATISTICS:
             mine, more = getattr(self, one.name), getattr(other, one.name)
-            sums[one.name] = mine if more is None else more if mine is None else mine + more
+            key = id(mine), id(more)
+            if key not in sums:
+                total = mine if more is None else more if mine is None else mine + more
+                sums[key] = total, mine, more
+            values[one.name] = sums[key][0]
         known = self.sensitivity if self.sensitivity is not None else other.sensitivity
-        return replace(self, **sums, sensitivity=known)
+        return replace(self, **values, sensitivity=known)
 
 
 @dataclass(frozen=True, eq=False)
