@@ -40,7 +40,7 @@ class SiteStatistics:
     the factors of that, where it is a product with another projection's result. `core`: how often
     each neuron is in its token's core, int64 `[entries]`, for inputs that an activation gave.
     `sensitivity`: the error of the graph's output over the projection's own, both relative in the
-    L2 norm, with the smaller half of its input's non-zero entries dropped; None where it was not measured.
+    L2 norm, with the smaller half of its input's non-zero entries dropped; None where not measured.
     """
 
     weight: str
