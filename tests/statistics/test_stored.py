@@ -144,12 +144,12 @@ CHANGES = [
     ("sensitivity: ", "sensitivity: 1e999 #", "sensitivity: expected a number from 0"),
     ("channels: 12", "channels: 13", "expected 13 numbers, got 12"),
     ("channels: 12", "channels: 999999999999", "channels: expected a whole number from 0"),
-    ("first_bin: ", "first_bin: 9", "first_bin: expected a whole number from 0 to 161"),
+    ("first_bin: ", "first_bin: 999 #", "first_bin: expected a whole number from 0 to 161"),
     ("      - '", "      - '1 x ", "counts[0]: expected whole numbers between blanks"),
     ("      - '", "      - '99999999999999999999 ", "counts[0]: expected whole numbers"),
     ("      - '", "      - '-9223372036854775808 ", "counts[0]: expected 12 numbers"),
     ("      - '", "      - 5 #", "counts[0]: expected numbers in quotes, got 5"),
-    ("same_as: ", "same_as: no #", "same_as: no site above this one is 'no'"),
+    ("same_as: ", "same_as: none #", "same_as: no site above this one is 'none'"),
     ("same_as: ", "like: ", "unknown key; expected channels"),
     ("version: 1", "version: 1\nversion: 1", "version: this key stands twice"),
     ("batches: 3", "batches: !!python/name:os.system", ":6: not valid YAML"),
@@ -180,12 +180,24 @@ def test_no_file(tmp_path: Path) -> None:
     assert "file not found" in refused(tmp_path / "none.yaml")
 
 
+def test_a_projection_is_found_by_its_name_and_weight() -> None:
+    first, second, third = (site(seed) for seed in range(3))
+    sites = {"a": first, f"a@{second.weight}": second, "b": third, "c": third}
+    found = Calibration(sites)
+    assert found.find("a", first.weight) is first and found.find("a", second.weight) is second
+    assert found.find("layers.3.a", second.weight) is second
+    assert found.find("c", third.weight) is third
+    assert found.find("d", third.weight) is None  # two have that weight
+    assert found.find("a", "4x12-0") is None
+
+
 def test_two_calls_of_one_projection() -> None:
     first, second = site(0), replace(site(0), sensitivity=None, gate=None)
     both = first.merged(second)
     assert both.rows == 80 and both.magnitude == first.magnitude + second.magnitude
     assert both.gate == first.gate and both.sensitivity == first.sensitivity
-    assert both.core is not None and torch.equal(both.core, first.core * 2)
+    assert both.core is not None and first.core is not None
+    assert torch.equal(both.core, first.core * 2)
 
 
 def test_sites_that_share_a_value_share_the_sum() -> None:

@@ -113,7 +113,7 @@ def observed_alone() -> Iterator[None]:
 class Run:
     """One calibration on its way: `sites` are those of whole batches, `pending` of the one at work.
 
-    `known` are the sites that this run has seen, with the weights that they have in this model.
+    `known`: the weight behind each plain name; another weight of that name is `name@weight`.
     """
 
     start: Calibration
@@ -121,30 +121,26 @@ class Run:
     progress: bool
     sites: dict[str, SiteStatistics] = field(init=False)
     pending: dict[str, SiteStatistics] = field(default_factory=dict)
-    known: dict[str, str] = field(default_factory=dict)
-    ambiguous: set[str] = field(default_factory=set)
+    known: dict[str, str] = field(init=False)
     sums: dict[tuple[int, int], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sites = dict(self.start.sites)
+        self.known = {name: one.weight for name, one in self.sites.items() if "@" not in name}
         self.batches, self.tokens = self.start.batches, self.start.tokens
         self.watcher = Watcher(self.receive)
         self.saved_at, self.saving_s = time.monotonic(), 0.0
         self.changed = False
 
     def receive(self, name: str, found: SiteStatistics) -> None:
-        """One call's statistics, checked to be of the model that is calibrated."""
-        if self.known.setdefault(name, found.weight) != found.weight:
-            self.ambiguous.add(name)
-            return
-        stored = self.sites.get(name)
-        if stored is not None and stored.weight != found.weight:
-            raise UserError(
-                f"calibrate: {self.path} is of another model: its {name} has the weight "
-                f"{stored.weight}, this model's has {found.weight}; give another path"
-            )
-        before = self.pending.get(name)
-        self.pending[name] = found if before is None else before.merged(found, self.sums)
+        """One call's statistics."""
+        key = self.key(name, found.weight)
+        before = self.pending.get(key)
+        self.pending[key] = found if before is None else before.merged(found, self.sums)
+
+    def key(self, name: str, weight: str) -> str:
+        """Under what a projection is kept."""
+        return name if self.known.setdefault(name, weight) == weight else f"{name}@{weight}"
 
     def all_batches(self, model: Callable[..., Any], batches: Iterable[Any]) -> Any:
         """Run all batches that are not in yet; returns the first of all."""
@@ -176,11 +172,12 @@ class Run:
         """Whether the file is this model's, by the first batch that is skipped."""
         self.call(model, batch)
         seen, self.pending = self.pending, {}
-        missing = [name for name in seen if name not in self.sites]
-        if missing:
+        missing = next((name for name in seen if name not in self.sites), None)
+        if missing is not None:
+            name, _, weight = missing.partition("@")
+            because = f"its {name} has another weight than {weight}" if weight else f"no {name}"
             raise UserError(
-                f"calibrate: {self.path} is of another model: it lacks {missing[0]}; give "
-                "another path"
+                f"calibrate: {self.path} is of another model ({because}): give another path"
             )
         if self.progress:
             say(f"{self.path} holds {self.start.batches} batches, which are skipped")
@@ -236,12 +233,14 @@ class Run:
     ) -> Any:
         """Run one graph and measure its sites; a site that comes again is measured once."""
 
-        def ask(name: str) -> Histogram | None:
-            return self.sites[name].magnitude if name in missing else None
+        def ask(name: str, weight: str) -> Histogram | None:
+            key = self.key(name, weight)
+            return self.sites[key].magnitude if key in missing else None
 
-        def told(name: str, value: float | None) -> None:
-            missing.discard(name)
-            self.sites[name] = replace(self.sites[name], sensitivity=value)
+        def told(name: str, weight: str, value: float | None) -> None:
+            key = self.key(name, weight)
+            missing.discard(key)
+            self.sites[key] = replace(self.sites[key], sensitivity=value)
             self.changed = True
             tell(total - len(missing), total)
             self.save_sometimes()
@@ -282,10 +281,6 @@ class Run:
             texts.append(
                 f"NaN or infinity in the inputs of {len(broken)} projections, {count} in {name}; "
                 "they are counted apart, and no other statistic has them"
-            )
-        if self.ambiguous:
-            texts.append(
-                f"several projections are called {min(self.ambiguous)}; the first one alone is kept"
             )
         for text in texts:
             warnings.warn(f"calibrate: {text}", CalibrationWarning, stacklevel=3)

@@ -20,7 +20,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from tokenpass.calibration.watching import WatchedGraph
-from tokenpass.statistics import Histogram
+from tokenpass.statistics import Histogram, weight_fingerprint
 from tokenpass.tracing import is_float, output_nodes
 
 REFERENCE_SHARE = 0.5
@@ -28,8 +28,11 @@ REFERENCE_SHARE = 0.5
 nothing); one level, since what is wanted is a ratio of errors.
 """
 
-Ask = Callable[[str], Histogram | None]
-"""The magnitudes of a projection that is to be measured; None for one that is not."""
+Ask = Callable[[str, str], Histogram | None]
+"""The magnitudes of a projection, by name and weight, that is to be measured; None for others."""
+
+Tell = Callable[[str, str, float | None], None]
+"""Gets the sensitivity of a projection, by name and weight."""
 
 
 class Measurement(Interpreter):
@@ -40,9 +43,7 @@ class Measurement(Interpreter):
         self.watched = graph
         self.order = {node: at for at, node in enumerate(graph.captured.module.graph.nodes)}
 
-    def measure(
-        self, inputs: Sequence[Any], ask: Ask, tell: Callable[[str, float | None], None]
-    ) -> Any:
+    def measure(self, inputs: Sequence[Any], ask: Ask, tell: Tell) -> Any:
         """The graph's outputs; `tell` gets every projection's sensitivity that was asked for.
 
         None where the projection's result does not change, no floating output depends on it, or
@@ -51,9 +52,10 @@ class Measurement(Interpreter):
         out = self.run(*inputs)
         kept = dict(self.env)
         for node, site in self.watched.sites.items():
-            magnitude = ask(site.name)
+            weight = weight_fingerprint(kept[site.region.weight])
+            magnitude = ask(site.name, weight)
             if magnitude is not None:
-                tell(site.name, self.sensitivity(node, magnitude, kept))
+                tell(site.name, weight, self.sensitivity(node, magnitude, kept))
         return out
 
     def sensitivity(
