@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenpass.backend import reset
+    from tokenpass.calibration import calibrate
     from tokenpass.explanation import explain
 
-__all__ = ["__version__", "explain", "reset"]
+__all__ = ["__version__", "calibrate", "explain", "reset"]
 
 __version__ = "0.1.0"
 
 # Name -> module that defines it. No name may be a module's too: importing `tokenpass.explain`
 # anywhere would put the module in the function's place.
-_LAZY = {"explain": "tokenpass.explanation", "reset": "tokenpass.backend"}
+_LAZY = {
+    "calibrate": "tokenpass.calibration",
+    "explain": "tokenpass.explanation",
+    "reset": "tokenpass.backend",
+}
 
 
 def __getattr__(name: str) -> Any:

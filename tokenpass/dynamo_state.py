@@ -56,3 +56,18 @@ def unwrapped(backend: Any) -> Any:
         while hasattr(backend, name):
             backend = getattr(backend, name)
     return backend
+
+
+@contextmanager
+def as_uncompiled(model: Any) -> Iterator[Any]:
+    """The model without a `torch.compile` around it, or put into it by `model.compile()`."""
+    model = getattr(model, "_orig_mod", model)
+    compiled = getattr(model, "_compiled_call_impl", None)
+    if compiled is None:
+        yield model
+        return
+    model._compiled_call_impl = None
+    try:
+        yield model
+    finally:
+        model._compiled_call_impl = compiled

@@ -42,6 +42,10 @@ class FallbackWarning(UserWarning):
     """A graph was compiled dense because tokenpass failed on it; names the cause."""
 
 
+class CalibrationWarning(UserWarning):
+    """Something that calibration met and did not use; names what and how much."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """A ready phrase that names the closest allowed word, or the empty string if none is close."""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch.fx import GraphModule
 
 from tokenpass.backend import plan_graph, summarised
 from tokenpass.config import Config
-from tokenpass.dynamo_state import forgotten
+from tokenpass.dynamo_state import as_uncompiled, forgotten
 from tokenpass.edits import Plan
 from tokenpass.errors import OptionError, UserError
 from tokenpass.options import read_options
@@ -134,18 +133,3 @@ def read_own(model: Callable[..., Any], options: Mapping[str, Any] | None) -> Co
             f"{error}\n(the keyword `options` is tokenpass's; give the model's own by position or "
             "with functools.partial)"
         ) from error
-
-
-@contextmanager
-def as_uncompiled(model: Any) -> Any:
-    """The model without a `torch.compile` around it, or put into it by `model.compile()`."""
-    model = getattr(model, "_orig_mod", model)
-    compiled = getattr(model, "_compiled_call_impl", None)
-    if compiled is None:
-        yield model
-        return
-    model._compiled_call_impl = None
-    try:
-        yield model
-    finally:
-        model._compiled_call_impl = compiled

@@ -155,6 +155,6 @@ def test_wrong_shapes_are_defects() -> None:
     with pytest.raises(InternalError, match="rows, channels"):
         Histogram.of(torch.zeros(3))
     with pytest.raises(InternalError, match="2 and of 3 channels"):
-        Histogram.empty(2) + Histogram.empty(3)
+        _ = Histogram.empty(2) + Histogram.empty(3)
     with pytest.raises(InternalError, match="int64"):
         Histogram(torch.zeros(BINS, 2), torch.zeros(2, dtype=torch.int64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -40,7 +41,7 @@ class SiteStatistics:
     the factors of that, where it is a product with another projection's result. `core`: how often
     each neuron is in its token's core, int64 `[entries]`, for inputs that an activation gave.
     `sensitivity`: the error of the graph's output over the projection's own, both relative in the
-    L2 norm, with the smaller half of its inputs' entries dropped; None where it was not measured.
+    L2 norm, with the smaller half of its input's non-zero entries dropped; None where not measured.
     """
 
     weight: str
@@ -55,19 +56,31 @@ class SiteStatistics:
         """How many rows went through the projection."""
         return self.magnitude.rows
 
-    def merged(self, other: Self) -> Self:
-        """Of both's rows; `sensitivity` stays as it is where it is known."""
-        sums: dict[str, Any] = {}
+    def merged(self, other: Self, sums: dict[tuple[int, int], Any] | None = None) -> Self:
+        """Of both's rows; `sensitivity` stays as it is where it is known.
+
+        `sums`: one dictionary for several sites, so that values which they share are added once and
+        stay shared. It keeps what was added, since an object's id is its own while it lives.
+        """
+        sums = {} if sums is None else sums
+        values: dict[str, Any] = {}
         for one in STATISTICS:
             mine, more = getattr(self, one.name), getattr(other, one.name)
-            sums[one.name] = mine if more is None else more if mine is None else mine + more
+            key = id(mine), id(more)
+            if key not in sums:
+                total = mine if more is None else more if mine is None else mine + more
+                sums[key] = total, mine, more
+            values[one.name] = sums[key][0]
         known = self.sensitivity if self.sensitivity is not None else other.sensitivity
-        return replace(self, **sums, sensitivity=known)
+        return replace(self, **values, sensitivity=known)
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """Statistics of a model's projections by name (`graph.projections`).
+
+    Where Dynamo compiles a layer's forward by itself (graph breaks around it), all layers' names
+    are the same: the first has the plain name, the others `name@weight`. `find` knows.
 
     `batches`, `tokens`: how many are in. `complete`: whether calibration came to its end.
     """
@@ -82,6 +95,19 @@ class Calibration:
         """What tells one model from another: its projections' names and weights."""
         text = "\n".join(f"{name} {self.sites[name].weight}" for name in sorted(self.sites))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def find(self, name: str, weight: str) -> SiteStatistics | None:
+        """What is known of a projection, by its name and its weight's fingerprint.
+
+        Under another name (other graph breaks than while calibrating) it is found by its weight, if
+        that is the only one of its kind. None for an unknown one.
+        """
+        for key in (name, f"{name}@{weight}"):
+            site = self.sites.get(key)
+            if site is not None and site.weight == weight:
+                return site
+        alike = [site for site in self.sites.values() if site.weight == weight]
+        return alike[0] if len(alike) == 1 else None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as YAML, in one step: a reader finds this file or the one before, never a part."""
@@ -116,11 +142,11 @@ class Calibration:
         sites: dict[str, SiteStatistics] = {}
         for name, data in file.data["sites"].items():
             sites[name] = read_site(data, sites, Place(file, ("sites", name)))
-        check_text(file.path, file.data["checksum"])
         head = {key: file.data[key] for key in ("batches", "tokens", "complete")}
         found = cls(sites, **head)
         if found.fingerprint != file.data["model"]:
             wrong(f"expected {found.fingerprint}, of the sites below", "model")
+        check_text(file.path, file.data["checksum"])
         return found
 
 
@@ -188,7 +214,7 @@ def read_site(data: Any, before: Mapping[str, SiteStatistics], wrong: Place) -> 
     weight, sensitivity = data.get("weight"), data.get("sensitivity")
     if not isinstance(weight, str):
         wrong(f"expected a fingerprint, got {weight!r:.40}", "weight")
-    if sensitivity is not None and (type(sensitivity) is not float or not sensitivity >= 0):
+    if sensitivity is not None and not is_error(sensitivity):
         wrong(f"expected a number from 0, got {sensitivity!r:.40}", "sensitivity")
     if "magnitude" not in data:
         wrong("magnitude: missing")
@@ -207,6 +233,11 @@ def read_site(data: Any, before: Mapping[str, SiteStatistics], wrong: Place) -> 
         else:
             values[one.name] = one.form.read(value, place)
     return SiteStatistics(weight, **values, sensitivity=sensitivity)
+
+
+def is_error(value: Any) -> bool:
+    """Whether a value is a finite number from 0."""
+    return type(value) is float and math.isfinite(value) and value >= 0
 
 
 def texts(calibration: Calibration) -> Iterator[str]:
