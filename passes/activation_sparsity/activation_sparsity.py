@@ -113,11 +113,9 @@ class ActivationSparsity(LossyRegionPass):
             region = region_for(node, context, policy)
             if region is None:
                 continue
-            known = None if context.calibration is None else context.calibration.sites.get(site)
             weight = context.weights[region.weight]
+            known = calibrated(site, weight, context.calibration)
             reason = unsound(region, context, rows) or unknown(policy, region, known)
-            if known is not None:
-                require_same(site, known, weight)
             if reason is not None:
                 refused.append(Rejection(reason[0], site, *reason[1:], source_line(node)))
                 continue
@@ -189,14 +187,24 @@ def unknown(policy: Policy, region: ProjectionRegion, known: SiteStatistics | No
     return None
 
 
-def require_same(site: str, known: SiteStatistics, weight: Tensor) -> None:
-    """Raise `CalibrationMismatchError` where the weight is not the one that was calibrated."""
-    found = weight_fingerprint(weight)
-    if found != known.weight:
+def calibrated(
+    site: str, weight: Tensor, calibration: Calibration | None
+) -> SiteStatistics | None:
+    """What is known of a projection.
+
+    Raises `CalibrationMismatchError` where another weight of that name was calibrated.
+    """
+    if calibration is None:
+        return None
+    mark = weight_fingerprint(weight)
+    known = calibration.find(site, mark)
+    if known is None and site in calibration.sites:
         raise CalibrationMismatchError(
-            f"calibration: {site} was calibrated with another weight ({known.weight}, this one is "
-            f"{found}); calibrate this model, or leave the option out"
+            f"calibration: {site} was calibrated with another weight "
+            f"({calibration.sites[site].weight}, this one is {mark}): calibrate this model, or "
+            "leave the option out"
         )
+    return known
 
 
 def choice(place: Place) -> LossyChoice:

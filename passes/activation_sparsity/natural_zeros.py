@@ -28,7 +28,7 @@ from tokenpass.passes.activation_sparsity.sparse_calls import (
 from tokenpass.passes.base import RegionContext, RegionPass
 from tokenpass.rewrite.replacing import Replacement
 from tokenpass.rewrite.rewriter import hinted
-from tokenpass.statistics.stored import Calibration
+from tokenpass.statistics.stored import weight_fingerprint
 from tokenpass.tracing import source_line
 
 PRIOR_DENSITY = 0.5
@@ -52,7 +52,7 @@ class NaturalZeros(RegionPass):
         for region in zero_regions(context.module.graph, context.static):
             reason, name = unsound(region, context, most_rows()), names[region.down]
             if reason is None:
-                share = active(region, name, context.calibration)
+                share = active(region, name, context)
                 found.append(replaced(region, name, share))
                 continue
             code, because, hint = reason
@@ -60,9 +60,11 @@ class NaturalZeros(RegionPass):
         return tuple(found), tuple(refused)
 
 
-def active(region: ProjectionRegion, site: str, calibration: Calibration | None) -> float:
+def active(region: ProjectionRegion, site: str, context: RegionContext) -> float:
     """Share of a row's entries that are not zero: as calibrated, else the prior."""
-    known = None if calibration is None else calibration.sites.get(site)
+    if context.calibration is None:
+        return PRIOR_DENSITY
+    known = context.calibration.find(site, weight_fingerprint(context.weights[region.weight]))
     if known is None:
         return PRIOR_DENSITY
     histogram = known.magnitude if region.up is None or known.gate is None else known.gate
