@@ -187,9 +187,7 @@ def unknown(policy: Policy, region: ProjectionRegion, known: SiteStatistics | No
     return None
 
 
-def calibrated(
-    site: str, weight: Tensor, calibration: Calibration | None
-) -> SiteStatistics | None:
+def calibrated(site: str, weight: Tensor, calibration: Calibration | None) -> SiteStatistics | None:
     """What is known of a projection.
 
     Raises `CalibrationMismatchError` where another weight of that name was calibrated.

@@ -11,8 +11,13 @@ from tokenpass.ops.pointwise import evaluate, parse
 from tokenpass.reference.facts import MaskFacts
 
 
-def masked_entries(value: Tensor, mask: MaskFacts, inputs: Sequence[Tensor]) -> Tensor:
-    """A projection's input `[.., entries]` with the entries that do not count set to 0."""
+def masked_entries(
+    value: Tensor, mask: MaskFacts, inputs: Sequence[Tensor], *, each_row: bool = False
+) -> Tensor:
+    """A projection's input `[.., entries]` with the entries that do not count set to 0.
+
+    `each_row`: rows are calls of their own, each with its own bound.
+    """
     flat = value.reshape(-1, value.shape[-1])
     told = flat
     if mask.gate:
@@ -22,6 +27,7 @@ def masked_entries(value: Tensor, mask: MaskFacts, inputs: Sequence[Tensor]) -> 
     bound = mask.threshold
     if bound is None:
         dropped = max(1, round(mask.share * flat.shape[-1]))
-        bound = size.sort(-1).values[:, dropped - 1].min()
+        bound = size.sort(-1).values[:, dropped - 1 : dropped]
+        bound = bound if each_row else bound.min()
     left_out = size <= bound
     return torch.where(left_out, torch.zeros_like(flat), flat).reshape(value.shape)
