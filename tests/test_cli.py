@@ -16,6 +16,7 @@ from tokenpass.cli import app, main
 from tokenpass.cost.device import DEVICES, DeviceProfile, load_profile, shipped_profile
 from tokenpass.edits import REJECTION_CODES
 from tokenpass.errors import InternalError
+from tokenpass.statistics import Calibration
 
 USER = """
 import torch
@@ -53,6 +54,11 @@ number = 3
 def make():
     return pair
 
+def batches():
+    return [torch.randn(1, 16, 32) for _ in range(2)]
+
+trained = Encoder().train()
+
 def fails():
     raise ValueError("bad luck")
 """
@@ -72,6 +78,9 @@ class Step(nn.Module):
 
 made = Step().eval(), (torch.randn(1, 16),)
 """
+
+
+CALIBRATE = ("calibrate", "users_code:model", "--out", "c.yaml", "--batches")
 
 
 @pytest.fixture
@@ -119,6 +128,29 @@ def test_explain(
         assert "token_merge/head_cosine" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["model", "make"])
+def test_calibrate(
+    name: str, user: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--batches", "users_code:batches", "--out", "c.yaml", "--no-sensitivity")
+    assert run(monkeypatch, "calibrate", f"users_code:{name}", *arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [
+        "3 projections, 2 batches, 32 tokens",
+        "calibration written: c.yaml",
+        "use it with options={'calibration': 'c.yaml'}",
+    ]
+    assert "calibrating" in shown.err
+    found = Calibration.load(user / "c.yaml")
+    assert list(found.sites) == [f"layers.{at}.mlp:projection" for at in range(3)]
+    assert all(site.sensitivity is None for site in found.sites.values())
+    arguments = ("--batches", "users_code:batches", "--out", "c.yaml")
+    assert run(monkeypatch, "calibrate", f"users_code:{name}", *arguments) == 0
+    assert "c.yaml holds 2 batches, which are skipped" in capsys.readouterr().err
+    found = Calibration.load(user / "c.yaml")
+    assert all(site.sensitivity is not None for site in found.sites.values())
+
+
 def test_explain_prints_kernels(
     user: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +190,11 @@ def test_explain_prints_kernels(
         (("explain", "users_code:make", "--budget", "nan"), "budget: expected a share"),
         (("explain", "users_code:make", "--config", "no.yaml"), "no.yaml: file not found"),
         (("explain", "users_code:make", "--device-profile", "h20"), "did you mean 'h200'?"),
+        ((*CALIBRATE, "users_code:number"), "expected an iterable of batches, got a int"),
+        ((*CALIBRATE, "users_code:batchs"), "has no 'batchs' (did you mean 'batches'?)"),
+        ((*CALIBRATE, "users_code:wrong_shape"), "calling the model raised"),
+        (("calibrate", "users_code:number", *CALIBRATE[2:], "users_code:batches"), "give a model"),
+        (("calibrate", "users_code:trained", *CALIBRATE[2:], "users_code:batches"), "model.eval()"),
         (("plan", "check", "no.yaml"), "no.yaml: file not found"),
         (("device", "--seconds", "0"), "seconds: expected at least 1"),
         (("device", "--device", "tpu"), "--device: expected cpu or cuda, got 'tpu'"),

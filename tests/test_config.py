@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -235,6 +236,19 @@ def test_inductor_with_eager_lowering_is_refused() -> None:
     assert "inductor: has no effect" in refuse(
         config={"inductor": {"epilogue_fusion": True}}, lowering="eager"
     )
+
+
+def test_calibrations(tmp_path: Path, write: Callable[[str], Path]) -> None:
+    (tmp_path / "c.yaml").write_text("")
+    path = write("version: 1\ncalibration: c.yaml\n")
+    assert config(config=path).calibration == str(tmp_path / "c.yaml")
+    assert config(calibration=tmp_path / "c.yaml").calibration == str(tmp_path / "c.yaml")
+    assert config(calibration=None).calibration is None
+    path = write("version: 1\ncalibration: d.yaml\n")
+    told = f"plan.yaml:2: calibration: file not found: {tmp_path / 'd.yaml'}"
+    assert refuse_file(path) == told
+    held = SimpleNamespace(sites={}, batches=1, tokens=2, complete=True)
+    assert config(calibration=held).calibration is held
 
 
 def test_device_profiles(tmp_path: Path, write: Callable[[str], Path]) -> None:

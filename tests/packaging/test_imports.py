@@ -96,7 +96,8 @@ def test_pytest_imported_nothing_by_its_folder() -> None:
 
 
 def test_what_the_package_offers() -> None:
-    assert dir(tokenpass) == ["__version__", "explain", "reset"]
+    assert dir(tokenpass) == ["__version__", "calibrate", "explain", "reset"]
+    assert callable(tokenpass.calibrate)
     assert callable(tokenpass.explain)
     assert callable(tokenpass.reset)
     with pytest.raises(AttributeError, match="no attribute 'explian'"):

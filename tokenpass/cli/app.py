@@ -1,4 +1,4 @@
-"""The commands of `tokenpass`: explain, device, plan check, replay, codes."""
+"""The commands of `tokenpass`: explain, calibrate, device, plan check, replay, codes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from rich.text import Text
 from tokenpass import __version__
 from tokenpass.bundle import load_bundle
 from tokenpass.bundle import replay as replay_bundle
+from tokenpass.calibration import calibrate as calibrate_model
 from tokenpass.cli import tables
-from tokenpass.cli.target import load_target, told
+from tokenpass.cli.target import load_model, load_target, load_value, told
 from tokenpass.cost.device import cached_profile_path
 from tokenpass.cost.measure import measure
 from tokenpass.edits import REJECTION_CODES
@@ -132,6 +133,50 @@ def number(text: str) -> int | float | str:
         return int(text) if text.isdecimal() else float(text)
     except ValueError:
         return text
+
+
+@app.command()
+def calibrate(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:NAME",
+            help="The model in eval mode, or a function that returns it; FILE.py:NAME works too. "
+            "**The code is imported and run.**",
+        ),
+    ],
+    batches: Annotated[
+        str,
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="An iterable of batches (a mapping, a tuple, or one input), or a function that "
+            "returns it.",
+        ),
+    ],
+    path: Annotated[
+        Path,
+        typer.Option("--out", metavar="FILE", help="The file; one that is there is gone on with."),
+    ],
+    sensitivity: Annotated[
+        bool, typer.Option(help="Measure how much each projection's error changes the output.")
+    ] = True,
+) -> None:
+    """Run a model on batches and keep what lossy edits need to know of its activations."""
+    with err.status("loading the model"):
+        model = load_model(target)
+        given = load_value(batches)
+    try:
+        found = calibrate_model(model, given, path=path, sensitivity=sensitivity)
+    except TokenpassError:
+        raise
+    except Exception as error:
+        raise UserError(f"calling the model raised {told(error)}") from error
+    out.print(
+        Text(f"{len(found.sites)} projections, {found.batches} batches, {found.tokens} tokens"),
+        soft_wrap=True,
+    )
+    tables.saved(out, "calibration written", path)
+    out.print(Text(f"use it with options={{'calibration': '{path}'}}"), soft_wrap=True)
 
 
 @app.command()

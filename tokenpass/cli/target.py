@@ -34,6 +34,25 @@ def load_target(text: str) -> Target:
     Raises `UserError` that says what was expected; what the user's code raises is told with its
     place.
     """
+    return as_target(load_value(text), text)
+
+
+def load_model(text: str) -> Any:
+    """A model, also from a function that makes one; of a tuple with inputs the model alone."""
+    value = load_value(text)
+    if isinstance(value, tuple | list) and value:
+        value = value[0]
+    if not callable(value):
+        raise UserError(f"target: expected {text} to give a model, got {type(value).__name__}")
+    return value
+
+
+def load_value(text: str) -> Any:
+    """Import the user's code and get what it names; a function other than a model is called.
+
+    Raises `UserError` that says what was expected; what the user's code raises is told with its
+    place.
+    """
     where, colon, name = text.rpartition(":")
     if not colon or not where or not name:
         raise UserError(f"target: expected MODULE:NAME or FILE.py:NAME, got {text!r}")
@@ -48,7 +67,7 @@ def load_target(text: str) -> Target:
             value = value()
         except Exception as error:
             raise UserError(f"target: {text}() raised {told(error)}") from error
-    return as_target(value, text)
+    return value
 
 
 def as_target(value: Any, text: str) -> Target:

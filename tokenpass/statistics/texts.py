@@ -5,6 +5,7 @@ A file of a large model is read in seconds because each row of a table is one sc
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -100,13 +101,12 @@ def read_row(text: Any, channels: int, wrong: Wrong, *at: str | int) -> Tensor:
     """Counts `[channels]` of a text that `row_text` wrote."""
     if not isinstance(text, str):
         wrong(f"expected numbers in quotes, got {text!r:.40}", *at)
-    words = text.split()
-    if len(words) > channels:
-        wrong(f"expected {channels} numbers, got {len(words)}", *at)
-    try:
-        held = array("q", map(int, words))
-    except (ValueError, OverflowError) as error:
+    try:  # json's parser is the fastest at hand for numbers
+        held = array("q", json.loads(f"[{text.replace(' ', ',')}]"))
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         wrong(f"expected whole numbers between blanks: {error}", *at)
+    if len(held) > channels:
+        wrong(f"expected {channels} numbers, got {len(held)}", *at)
     numbers = torch.frombuffer(held, dtype=torch.int64) if held else torch.zeros(0).long()
     lengths = torch.where(numbers < 0, -numbers.clamp(min=-channels - 1), 1)
     if int(lengths.sum()) != channels:
