@@ -249,15 +249,15 @@ def misses(results: Sequence[Mapping[str, Any]]) -> list[str]:
         ratio = one["perplexity_ratio"]
         if policy == "natural zeros" and decoder == "relu2" and abs(ratio - 1) > 1e-6:
             found.append(f"{decoder} at its natural zeros: {ratio:.6f} of dense's perplexity")
-        if policy == DEFAULT and share == JUDGED and allocation == "water_filling":
-            if ratio > ALLOWED:
-                found.append(f"{decoder} {policy} at {share:.0%}: {ratio:.3f}, allowed {ALLOWED}")
-        control = by.get(
-            (decoder, CONTROLS["neurons" if policy in neurons else "inputs"], "uniform", share)
-        )
-        if policy not in (*CONTROLS.values(), "natural zeros") and control is not None:
-            if ratio >= control["perplexity_ratio"]:
-                found.append(f"{decoder} {policy} {allocation} at {share:.0%} loses to random")
+        judged_here = policy == DEFAULT and share == JUDGED and allocation == "water_filling"
+        if judged_here and ratio > ALLOWED:
+            found.append(f"{decoder} {policy} at {share:.0%}: {ratio:.3f}, allowed {ALLOWED}")
+        if policy in (*CONTROLS.values(), "natural zeros"):
+            continue
+        control = CONTROLS["neurons" if policy in neurons else "inputs"]
+        beside = by.get((decoder, control, "uniform", share))
+        if beside is not None and ratio >= beside["perplexity_ratio"]:
+            found.append(f"{decoder} {policy} {allocation} at {share:.0%} loses to random")
     return found
 
 

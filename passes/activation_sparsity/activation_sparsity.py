@@ -49,12 +49,6 @@ from tokenpass.statistics.histogram import Histogram
 from tokenpass.statistics.stored import Calibration, SiteStatistics, weight_fingerprint
 from tokenpass.tracing import fake_value, source_line
 
-HIGHEST = 0.7
-"""Largest share of the entries that are not zero by themselves which may be left out.
-
-TEAL, WINA and CATS fall apart between 0.65 and 0.8 on every model that they were published for.
-"""
-
 ACTIVATIONS = frozenset({"relu", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh", "erf", "exp"})
 """Functions that tell an MLP's neurons from what a norm or an attention gives."""
 
@@ -106,7 +100,7 @@ class ActivationSparsity(LossyRegionPass):
         self, context: RegionContext, told: LossyContext
     ) -> tuple[tuple[LossyChoice, ...], tuple[Rejection, ...]]:
         policy = chosen_policy(told, context.calibration)
-        rows, apart = most_rows(), computed_for_zeros(context)
+        rows, apart = most_rows(policy), computed_for_zeros(context)
         found: list[LossyChoice] = []
         refused: list[Rejection] = []
         for node, site in projections(context.module.graph, context.static).items():
@@ -160,9 +154,9 @@ def as_input(region: ProjectionRegion) -> ProjectionRegion:
     )
 
 
-def most_rows() -> int:
+def most_rows(policy: Policy) -> int:
     """How many rows still gain where as much is left out of each as may be."""
-    return max(n for n in range(1, MOST_ROWS + 1) if union(HIGHEST, n) <= MOST_DENSITY)
+    return max(n for n in range(1, MOST_ROWS + 1) if union(policy.highest, n) <= MOST_DENSITY)
 
 
 def union(share: float, rows: int) -> float:
@@ -237,7 +231,7 @@ def choice(place: Place) -> LossyChoice:
         policy.name,
         place.site,
         " ".join(map(str, kind)),
-        natural + (1 - natural) * HIGHEST,
+        natural + (1 - natural) * policy.highest,
         natural,
         error,
         made,

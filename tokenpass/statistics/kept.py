@@ -13,7 +13,7 @@ from tokenpass.statistics.histogram import Histogram
 from tokenpass.statistics.texts import COUNTS, HISTOGRAM, Form
 
 CORE_SHARE = 0.4
-"""The share of a token's positive neurons that count as its core (CoreInfer, 2410.18311)."""
+"""The share of a token's active neurons that count as its core (CoreInfer, 2410.18311)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +60,12 @@ def up(observed: Observed) -> Histogram | None:
 
 
 def core(observed: Observed) -> Tensor | None:
-    """How often each neuron is among the top 40 % of its token's positive ones, `[entries]`.
+    """How often each neuron is among the largest 40 % of its token's active ones, `[entries]`.
 
-    Steps 1 and 2 of CoreInfer (2410.18311) and CoreMatching (2505.19235). Of equal values the
-    first entries count.
+    Steps 1 and 2 of CoreInfer (2410.18311) and CoreMatching (2505.19235), by magnitude: the papers
+    take positive values, which behind a relu is the same; a gated product is as active where it is
+    negative, and sets by positive values then lose to random ones. Of equal values the first
+    entries count.
     """
     if not observed.neurons:
         return None
@@ -71,6 +73,7 @@ def core(observed: Observed) -> Tensor | None:
     hidden = torch.where(hidden.isfinite(), hidden, 0.0)
     counts = torch.zeros(hidden.shape[1], dtype=torch.int64, device=hidden.device)
     for rows in hidden.split(256):
+        rows = rows.abs()
         kept = ((rows > 0).sum(1) * CORE_SHARE).floor()
         order = rows.argsort(dim=1, descending=True, stable=True)
         first = torch.arange(rows.shape[1], device=rows.device) < kept[:, None]

@@ -40,12 +40,15 @@ CALIBRATED = frozenset({"magnitude", "gate", "up", "core"})
 class Policy:
     """A rule, and where it acts: on inputs of projections, or on neurons of MLPs.
 
+    `highest`: the largest share of entries, beside those that are zero by themselves, that may
+    be left out: beyond it models are known to fall apart.
     Neurons are what enters an MLP's last projection; gated ones are listed by their gate, and what
     would multiply an unlisted gate is not computed either.
     """
 
     threshold: Callable[..., Tensor]
     place: Literal["inputs", "neurons"]
+    highest: float
 
     @property
     def name(self) -> str:
@@ -69,13 +72,13 @@ class Policy:
 
 
 POLICIES: tuple[Policy, ...] = (
-    Policy(wina, "inputs"),
-    Policy(teal, "inputs"),
-    Policy(chess, "neurons"),
-    Policy(cats, "neurons"),
-    Policy(core_neurons, "neurons"),
-    Policy(top_k, "inputs"),
-    Policy(random, "inputs"),
+    Policy(wina, "inputs", 0.7),
+    Policy(teal, "inputs", 0.7),
+    Policy(chess, "neurons", 0.85),
+    Policy(cats, "neurons", 0.85),
+    Policy(core_neurons, "neurons", 0.6),
+    Policy(top_k, "inputs", 0.7),
+    Policy(random, "inputs", 0.7),
 )
 """The first one is the default where something was calibrated."""
 
