@@ -1,6 +1,6 @@
-"""Run with TRITON_INTERPRET=1: every Triton template against its operator's reference, one dtype.
+"""Run with TRITON_INTERPRET=1: Triton templates against their operators' references, one dtype.
 
-Usage: interpret.py DTYPE. A process of its own, because the mode is fixed when triton is imported
+Usage: interpret.py DTYPE [PART_OF_A_NAME]. A process of its own, because the mode is fixed when triton is imported
 and an unmasked load ends the process.
 """
 
@@ -17,11 +17,14 @@ from tokenpass.codegen.base import problem_of
 SPANS = SIZES | {"tokens": (0, 1, 2, 7, 80)}
 """More than a block of 64, and no more than that: each step of a kernel is a Python call."""
 
+PRODUCTS = ("bipartite_match", "attention_column_sums")
+"""Operators whose kernels multiply as stored."""
 
-def main(dtype):
+
+def main(dtype, part=""):
     count = 0
     for template in TEMPLATES:
-        if template.target == "triton":
+        if template.target == "triton" and part in template.name:
             operator = OPERATOR[template.operator]
             count += check_grid(launch(template), operator, dtype, spans=SPANS)
             count += check_exact(launch(template), operator, dtype)
@@ -31,7 +34,7 @@ def main(dtype):
 def launch(template):
     def run(*arguments):
         parameters = dict(template.parameters(problem_of(template.operator, arguments)))
-        if arguments[0].dtype == torch.bfloat16:
+        if template.operator in PRODUCTS and arguments[0].dtype == torch.bfloat16:
             # The interpreter computes with bfloat16's raw bits (triton#4972): widen after the load.
             parameters["dot_dtype"] = "float32"
         return template.launcher(parameters)(*arguments)
@@ -40,4 +43,4 @@ def launch(template):
 
 
 if __name__ == "__main__":
-    main(getattr(torch, sys.argv[1]))
+    main(getattr(torch, sys.argv[1]), *sys.argv[2:])
