@@ -14,11 +14,14 @@ from tokenpass.codegen.triton.sparse import (
     HEAD,
     IMPORTS,
     LISTED,
+    combine_text,
+    constants_of,
+)
+from tokenpass.codegen.triton.sparse_plans import (
     PROGRAMS,
     compact_constants,
     compact_plan,
     compact_sizes,
-    constants_of,
     dots_constants,
     dots_plan,
     dots_sizes,
@@ -105,7 +108,9 @@ class TritonGluNeuron(TritonTemplate):
                 programs=PROGRAMS,
             )
             + "\n\n"
-            + COMBINE.substitute(parameters, parameters=extras.parameters)
+            + COMBINE.substitute(
+                parameters, parameters=extras.parameters, **combine_text(parameters)
+            )
             + LAUNCH
         )
 

@@ -10,10 +10,12 @@ from tokenpass.codegen.triton.sparse import (
     COMPACT,
     HEAD,
     IMPORTS,
+    constants_of,
+)
+from tokenpass.codegen.triton.sparse_plans import (
     compact_constants,
     compact_plan,
     compact_sizes,
-    constants_of,
 )
 from tokenpass.codegen.triton.template import AheadOfTime, TritonTemplate
 from tokenpass.codegen.triton.texts import Inputs, beyond, canonical, described

@@ -11,21 +11,6 @@ from collections.abc import Mapping
 from string import Template
 
 from tokenpass.codegen.base import Parameters
-from tokenpass.codegen.packed import PROBES
-from tokenpass.codegen.triton.sizes import power_of_two
-from tokenpass.codegen.triton.template import AheadOfTime
-from tokenpass.codegen.triton.texts import Inputs
-
-PROGRAMS = 1056
-"""Programs of a product: eight for each of an H100's 132 processors, two waves of what fits."""
-SEGMENT_BYTES = 512
-"""What a program reads of one row of the weight: below it, memory gives less than it could."""
-LANES = 32
-"""Rows of the weight that a program reads at once, when it has one row of values."""
-SUMS = 4096
-"""Products that a program of `listed_dots` holds: four loads in flight for each of 128 threads."""
-FINISHED = 128
-"""Columns of a program of `finish`."""
 
 COMPACT = Template('''\
 @triton.jit
@@ -100,11 +85,23 @@ def launch_mask_compact(inputs, threshold, rows, entries):
     return index, kept, count
 ''')
 
-LISTED = """\
+LISTED = '''\
 @triton.jit
 def length_of(count, entries):
     return tl.minimum(tl.maximum(tl.load(count), 0), entries)
-"""
+
+
+@triton.jit
+def weights_of(packed, k, entries, outputs, column, inside):
+    """Part of a row of W^T; an index out of range reads nothing."""
+    there = inside & (k >= 0) & (k < entries)
+    return tl.load(packed + k.to(tl.int64) * outputs + column, mask=there, other=0.0)
+
+
+@triton.jit
+def value_of(kept, row, rows, place, end, kept_row):
+    return tl.load(kept + row * kept_row + place, mask=(row < rows) & (place < end), other=0.0)
+'''
 
 DOTS = Template('''\
 @triton.jit
@@ -174,34 +171,22 @@ if HAS_BIAS:
 COMBINE = Template('''\
 @triton.jit
 def combine(index, kept, count, packed, parts, rows, entries, outputs, kept_row):
-    """parts[s] = sum over part s of the list of kept[:, j] packed[index[j]], in rising j."""
-    column = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)[None, None, :]
-    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)[:, None, None]
-    lane = tl.arange(0, BLOCK_LANES)[None, :, None]
+    """parts[s] = sum over part s of the list of kept[:, j] packed[index[j]], in rising j.
+
+    Places are numbers, not blocks: a block of few would be held several times by each thread.
+    """
+    column = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    inside = column < outputs
     part = tl.program_id(1)
+    row = tl.program_id(2) * ROWS
     many = length_of(count, entries).to(tl.int64)
     begin = (many * part // PARTS).to(tl.int32)
     end = (many * (part + 1) // PARTS).to(tl.int32)
-    total = tl.zeros([ROWS, BLOCK_LANES, BLOCK_OUTPUTS], tl.float32)
-    place = begin + lane
-    k = tl.load(index + place, mask=place < end, other=-1)
-    v = tl.load(kept + row * kept_row + place, mask=(row < rows) & (place < end), other=0.0)
-    for first in range(begin, end, BLOCK_LANES):
-        there = (k >= 0) & (k < entries)  # an index out of range reads nothing
-        source = packed + k.to(tl.int64) * outputs + column
-        w = tl.load(source, mask=there & (column < outputs), other=0.0)
-        # the next places, while the weights are on their way
-        place = first + BLOCK_LANES + lane
-        inside = (row < rows) & (place < end)
-        k = tl.load(index + place, mask=place < end, other=-1)
-        values = tl.load(kept + row * kept_row + place, mask=inside, other=0.0)
-        total += v * w.to(tl.float32)
-        v = values
-    y = tl.sum(total, axis=1)
-    column = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)[None, :]
-    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)[:, None]
+    $begin
+    for first in range(begin, end, LANES):
+        $lanes
     goal = parts + (part * rows + row).to(tl.int64) * outputs + column
-    tl.store(goal, y, mask=(row < rows) & (column < outputs))
+    $end
 
 
 @triton.jit
@@ -299,156 +284,38 @@ IMPORTS = {
     "lines, rows_of": "from tokenpass.codegen.triton.texts import lines, rows_of",
     "PACKED": "from tokenpass.codegen.packed import PACKED",
 }
-BITS = {"fp32": "int32", "fp16": "int16", "bf16": "int16"}
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+def combine_text(parameters: Parameters) -> dict[str, str]:
+    """The parts of `combine` for each row r and lane j: first all places, then weights, then sums.
+
+    In this order, so that the loads of all lanes are under way at the same time.
+    """
+    rows, lanes = range(int(parameters["rows"])), range(int(parameters["lanes"]))
+    places = [
+        f"k{j} = tl.load(index + first + {j}, mask=first + {j} < end, other=-1)" for j in lanes
+    ]
+    weights = [
+        f"w{j} = weights_of(packed, k{j}, entries, outputs, column, inside).to(tl.float32)"
+        for j in lanes
+    ]
+    values = [
+        f"v{r}_{j} = value_of(kept, row + {r}, rows, first + {j}, end, kept_row)"
+        for j in lanes
+        for r in rows
+    ]
+    sums = [f"y{r} += v{r}_{j} * w{j}" for j in lanes for r in rows]
+    zeros = [f"y{r} = tl.zeros([BLOCK_OUTPUTS], tl.float32)" for r in rows]
+    stores = [
+        f"tl.store(goal + {r} * outputs, y{r}, mask=inside & (row + {r} < rows))" for r in rows
+    ]
+    return {
+        "begin": "\n    ".join(zeros),
+        "lanes": "\n        ".join((*places, *weights, *values, *sums)),
+        "end": "\n    ".join(stores),
+    }
 
 
 def constants_of(values: Mapping[str, object]) -> str:
     """Definitions of a kernel's constants."""
     return "\n".join(f"{name} = tl.constexpr({value})" for name, value in values.items())
-
-
-def compact_sizes(entries: int | None) -> Parameters:
-    """How `mask_compact` shares a vector of `entries` among programs."""
-    block = power_of_two(entries, 16, 1024)
-    before = power_of_two(entries, 16, 8192)
-    return {
-        "block_entries": block,
-        "block_before": before,
-        "compact_warps": max(1, min(16, before // 64)),
-    }
-
-
-def product_sizes(stored: str, rows: int, entries: int | None, outputs: int | None) -> Parameters:
-    """How `combine` and `finish` share a weight [outputs, entries] among programs."""
-    block = power_of_two(outputs, 16, SEGMENT_BYTES // BYTES[stored])
-    lanes = max(1, LANES // rows)
-    columns = 8 if outputs is None else max(1, -(-outputs // block))
-    parts = max(1, PROGRAMS // columns)
-    if entries is not None:
-        parts = max(1, min(parts, entries // (2 * lanes)))
-    return {
-        "block_outputs": block,
-        "block_lanes": lanes,
-        "block_finished": power_of_two(outputs, 16, FINISHED),
-        "parts": min(parts, 128),
-        "combine_warps": 4,
-    }
-
-
-def dots_sizes(rows: int, width: int | None) -> Parameters:
-    """How many rows of a weight [entries, width] `listed_dots` multiplies at once."""
-    return {"block_list": 2, "block_width": power_of_two(width, 16, SUMS // (2 * rows))}
-
-
-def product_constants(parameters: Parameters) -> dict[str, object]:
-    """The constants of `combine` and `finish`."""
-    parts = int(parameters["parts"])
-    return {
-        "BLOCK_OUTPUTS": parameters["block_outputs"],
-        "BLOCK_LANES": parameters["block_lanes"],
-        "BLOCK_FINISHED": parameters["block_finished"],
-        "PARTS": parts,
-        "PARTS_ABOVE": 1 << (parts - 1).bit_length(),
-        "PROBES": PROBES,
-        "BITS": f"tl.{BITS[str(parameters['stored'])]}",
-    }
-
-
-def compact_constants(parameters: Parameters) -> dict[str, object]:
-    """The constants of `mask_compact`."""
-    return {
-        "BLOCK_ENTRIES": parameters["block_entries"],
-        "BLOCK_BEFORE": parameters["block_before"],
-        "HAS_THRESHOLD": parameters["has_threshold"],
-    }
-
-
-def compact_plan(parameters: Parameters, inputs: Inputs) -> AheadOfTime:
-    """How `mask_compact` is compiled without a device."""
-    given = bool(parameters["has_threshold"])
-    return AheadOfTime(
-        function="mask_compact",
-        signature={
-            **inputs.signature,
-            "threshold": "*fp32" if given else "constexpr",
-            "threshold_step": "constexpr",
-            "index": "*i32",
-            "kept": "*fp32",
-            "count": "*i32",
-            **dict.fromkeys(("rows", "entries"), "i32"),
-        },
-        constants={"threshold_step": 1} if given else {"threshold": None, "threshold_step": 0},
-        divisible=(*inputs.names, "index", "kept", "count", "entries"),
-        options={"num_warps": int(parameters["compact_warps"])},
-    )
-
-
-def product_plans(parameters: Parameters, inputs: Inputs) -> tuple[AheadOfTime, AheadOfTime]:
-    """How `combine` and `finish` are compiled without a device."""
-    stored = str(parameters["stored"])
-    lists = {"index": "*i32", "kept": "*fp32", "count": "*i32"}
-    sizes = dict.fromkeys(("rows", "entries", "outputs", "kept_row"), "i32")
-    near = ("entries", "outputs", "kept_row")
-    return (
-        AheadOfTime(
-            function="combine",
-            signature={**lists, "packed": f"*{stored}", "parts": "*fp32", **sizes},
-            constants={},
-            divisible=("index", "kept", "packed", "parts", *near),
-            options={"num_warps": int(parameters["combine_warps"])},
-        ),
-        AheadOfTime(
-            function="finish",
-            signature={
-                "parts": "*fp32",
-                **lists,
-                "weight": f"*{stored}",
-                "probes": f"*i{8 * BYTES[stored]}",
-                **inputs.signature,
-                "out": f"*{stored}",
-                **sizes,
-                "weight_row": "i32",
-                "weight_column": "constexpr",
-                **dict.fromkeys(("probe_count", "probe_step"), "i32"),
-            },
-            constants={"weight_column": 1},
-            divisible=("parts", "index", "weight", "probes", *inputs.names, "out", *near),
-            options={"num_warps": 4},
-        ),
-    )
-
-
-def dots_constants(parameters: Parameters, *, bias: bool) -> dict[str, object]:
-    """The constants of `listed_dots`."""
-    return {
-        "ROWS": parameters["rows"],
-        "BLOCK_LIST": parameters["block_list"],
-        "BLOCK_WIDTH": parameters["block_width"],
-        "HAS_BIAS": bias,
-    }
-
-
-def dots_plan(
-    parameters: Parameters, inputs: Inputs, *, gated: bool, bias: str | None
-) -> AheadOfTime:
-    """How `listed_dots` is compiled without a device; `gated`: it multiplies the list's values."""
-    absent = ("kept",) * (not gated) + ("bias",) * (bias is None)
-    signature = {
-        "x": f"*{parameters['x_stored']}",
-        "index": "*i32",
-        "kept": "*fp32",
-        "count": "*i32",
-        "weight": f"*{parameters['stored']}",
-        "bias": f"*{bias}",
-        **inputs.signature,
-        "out": "*fp32",
-        **dict.fromkeys(("rows", "entries", "width", "x_row", "weight_row"), "i32"),
-    }
-    return AheadOfTime(
-        function="listed_dots",
-        signature=signature | dict.fromkeys(absent, "constexpr"),
-        constants=dict.fromkeys(absent),
-        divisible=("x", "index", "weight", *inputs.names, "out", "width", "x_row", "weight_row"),
-        options={"num_warps": 4},
-    )

@@ -11,7 +11,10 @@ from tokenpass.codegen.triton.sparse import (
     HEAD,
     IMPORTS,
     LISTED,
+    combine_text,
     constants_of,
+)
+from tokenpass.codegen.triton.sparse_plans import (
     product_constants,
     product_plans,
     product_sizes,
@@ -69,7 +72,9 @@ class TritonSparseInputGemv(TritonTemplate):
                 mathematics=MATHEMATICS,
             )
             + f"\n\n{inputs.function(str(parameters['epilogue']))}\n\n{LISTED}\n\n"
-            + COMBINE.substitute(parameters, parameters=inputs.parameters)
+            + COMBINE.substitute(
+                parameters, parameters=inputs.parameters, **combine_text(parameters)
+            )
             + LAUNCH
         )
 

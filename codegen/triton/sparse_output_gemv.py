@@ -12,8 +12,10 @@ from tokenpass.codegen.triton.sparse import (
     IMPORTS,
     LISTED,
     PLAIN_RESULT,
-    PROGRAMS,
     constants_of,
+)
+from tokenpass.codegen.triton.sparse_plans import (
+    PROGRAMS,
     dots_constants,
     dots_plan,
     dots_sizes,
