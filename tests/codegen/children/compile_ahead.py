@@ -1,7 +1,7 @@
 """Compiles Triton templates to machine code without a GPU; prints what each kernel needs.
 
-Usage: compile_ahead.py [PART_OF_A_NAME]. Prints one JSON list with a record for each kernel, architecture and variant. A process
-of its own, because triton cannot compile where it interprets.
+Usage: compile_ahead.py [PART_OF_A_NAME]. Prints one JSON list with a record for each kernel,
+architecture and variant. A process of its own, because triton cannot compile where it interprets.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run with TRITON_INTERPRET=1: Triton templates against their operators' references, one dtype.
 
-Usage: interpret.py DTYPE [PART_OF_A_NAME]. A process of its own, because the mode is fixed when triton is imported
-and an unmasked load ends the process.
+Usage: interpret.py DTYPE [PART_OF_A_NAME]. A process of its own, because the mode is fixed when
+triton is imported and an unmasked load ends the process.
 """
 
 from __future__ import annotations
