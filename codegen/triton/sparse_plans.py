@@ -31,7 +31,7 @@ def compact_sizes(entries: int | None) -> Parameters:
     return {
         "block_entries": block,
         "block_before": before,
-        "compact_warps": max(1, min(8, before // 512)),
+        "compact_warps": max(1, min(8, before // 256)),
     }
 
 
