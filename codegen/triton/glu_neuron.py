@@ -77,7 +77,7 @@ class TritonGluNeuron(TritonTemplate):
             "extras": described(problem.tensors(7)),
             "epilogue": canonical(problem.text(8)),
             **compact_sizes(neurons),
-            **dots_sizes(rows, None if up is None else up.shape[1]),
+            **dots_sizes(kind_of(self.name, up), rows, None if up is None else up.shape[1]),
             **product_sizes(stored, rows, neurons, outputs),
         }
 

@@ -56,7 +56,9 @@ class TritonSparseOutputGemv(TritonTemplate):
             "rows": rows,
             "inputs": described(problem.tensors(4)),
             "epilogue": canonical(problem.text(5)),
-            **dots_sizes(rows, None if weight is None else weight.shape[1]),
+            **dots_sizes(
+                kind_of(self.name, weight), rows, None if weight is None else weight.shape[1]
+            ),
         }
 
     def render(self, parameters: Parameters) -> str:

@@ -52,9 +52,9 @@ def product_sizes(stored: str, rows: int, entries: int | None, outputs: int | No
     }
 
 
-def dots_sizes(rows: int, width: int | None) -> Parameters:
+def dots_sizes(stored: str, rows: int, width: int | None) -> Parameters:
     """How many rows of a weight [entries, width] `listed_dots` multiplies at once."""
-    return {"block_list": 2, "block_width": power_of_two(width, 16, SUMS // (2 * rows))}
+    return {"block_list": 2, "block_width": power_of_two(width, 16, SUMS // (BYTES[stored] * rows))}
 
 
 def product_constants(parameters: Parameters) -> dict[str, object]:
