@@ -24,7 +24,9 @@ def is_listed(value, threshold, threshold_step, column, inside):
 
 
 @triton.jit
-def listed_in_any_row($parameters threshold, threshold_step, rows, column, inside):
+def listed_in_any_row(
+    $parameters threshold, threshold_step, rows, column, inside
+):
     found = inside & (column < 0)
     for row in range(rows):
         value = prologue($parameters row, column, inside)
@@ -45,13 +47,16 @@ def mask_compact(
     for start in range(0, first, BLOCK_BEFORE):
         column = start + tl.arange(0, BLOCK_BEFORE)
         found = listed_in_any_row(
-            $parameters threshold, threshold_step, rows, column, column < first
+            $parameters
+            threshold, threshold_step, rows, column, column < first,
         )
         before += found.to(tl.int32)
     ahead = tl.sum(before, axis=0)
     column = first + tl.arange(0, BLOCK_ENTRIES)
     inside = column < entries
-    found = listed_in_any_row($parameters threshold, threshold_step, rows, column, inside)
+    found = listed_in_any_row(
+        $parameters threshold, threshold_step, rows, column, inside
+    )
     number = found.to(tl.int32)
     hits = ahead + tl.cumsum(number, axis=0) - number
     place = tl.where(found, hits, entries - 1 - (column - hits))
@@ -109,7 +114,7 @@ def listed_dots(
     x, index, kept, count, weight, bias, $parameters out,
     rows, entries, width, x_row, weight_row,
 ):
-    """out[:, j] = $formula: whole rows of the weight, in the list's order."""
+    """out[:, j] = $formula, in the list's order."""
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None, None]
     line = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
     many = length_of(count, entries)
