@@ -15,7 +15,7 @@ OLDEST_TORCH := 2.11.0
 JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PYTHON) -m pytest
 
-.PHONY: demo install lint test test-slow zoo fuzz test-gpu test-oldest bench clean
+.PHONY: demo install lint test test-slow zoo fuzz test-gpu test-oldest bench bench-gpu clean
 
 demo: install
 	$(PYTHON) -m benchmarks.demo
@@ -65,6 +65,9 @@ $(OLDEST)/installed.stamp: pyproject.toml setup.py constraints.txt
 
 bench: install
 	$(PYTHON) -m benchmarks.run
+
+bench-gpu: install
+	$(PYTHON) -m benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis \

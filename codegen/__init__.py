@@ -22,7 +22,12 @@ from tokenpass.codegen.triton.attention_row import TritonAttentionRow
 from tokenpass.codegen.triton.bipartite_match import TritonBipartiteMatch
 from tokenpass.codegen.triton.farthest_point import TritonFarthestPoint
 from tokenpass.codegen.triton.gather_tokens import TritonGatherTokens
+from tokenpass.codegen.triton.glu_neuron import TritonGluNeuron
+from tokenpass.codegen.triton.mask_compact import TritonMaskCompact
 from tokenpass.codegen.triton.merge_tokens import TritonMergeTokens
+from tokenpass.codegen.triton.row_stats_relu import TritonRowStatsRelu
+from tokenpass.codegen.triton.sparse_input_gemv import TritonSparseInputGemv
+from tokenpass.codegen.triton.sparse_output_gemv import TritonSparseOutputGemv
 
 TEMPLATES: tuple[KernelTemplate, ...] = (
     TritonAttentionColumnSums(),
@@ -31,6 +36,11 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
     TritonFarthestPoint(),
     TritonGatherTokens(),
     TritonMergeTokens(),
+    TritonGluNeuron(),
+    TritonMaskCompact(),
+    TritonRowStatsRelu(),
+    TritonSparseInputGemv(),
+    TritonSparseOutputGemv(),
     CppAttentionColumnSums(),
     CppAttentionRow(),
     CppBipartiteMatch(),

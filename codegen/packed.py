@@ -2,13 +2,15 @@
 
 A copy is used as long as the weight is what it was: the same memory, shape and version counter, and
 the same values at some places, as writes through `.data` do not count. A changed weight is packed
-anew; one that is gone takes its copy along.
+anew; one that is gone takes its copy along. Off the CPU the host would wait for those values, so
+that a kernel compares them itself, and reads the weight where they differ.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -26,13 +28,18 @@ PROBES = 64
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A copy, and what its weight was when it was made."""
+    """A copy, and what its weight was when it was made.
+
+    `probes`: the bits of the weight's values at multiples of `step` elements from its start; none
+    where the copy is the weight itself.
+    """
 
     copy: Tensor
     storage: StorageWeakRef
     version: int
     layout: tuple[object, ...]
     probes: Tensor
+    step: int
 
     def fits(self, weight: Tensor) -> bool:
         """Whether the weight is still what was copied."""
@@ -40,7 +47,7 @@ class Packed:
             self.version == weight._version
             and self.layout == layout_of(weight)
             and not self.storage.expired()
-            and torch.equal(self.probes, probes(weight))
+            and (weight.device.type != "cpu" or torch.equal(self.probes, probes(weight)))
         )
 
 
@@ -51,28 +58,31 @@ class PackedWeights:
         self._kept: dict[int, Packed] = {}
 
     def transposed(self, weight: Tensor) -> Tensor:
-        """`[columns, rows]`, contiguous, of a weight `[rows, columns]`.
+        """`[columns, rows]`, contiguous, of a weight `[rows, columns]`, as `packed` keeps it."""
+        return self.packed(weight).copy
+
+    def packed(self, weight: Tensor) -> Packed:
+        """The copy of a weight `[rows, columns]` with what tells whether it is still right.
 
         Raises RuntimeError for tensors made in inference mode: their writes are not counted.
         """
         held = self._kept.get(weight.data_ptr())
         if held is not None and held.fits(weight):
-            return held.copy
+            return held
         self.drop_lost()
         with torch.no_grad():
             turned = weight.detach().t()
             if turned.is_contiguous():  # it lies in that order already
-                return turned
-            copy = large(turned).copy_(turned)
-            held = Packed(
-                copy,
-                StorageWeakRef(weight.untyped_storage()),
-                weight._version,
-                layout_of(weight),
-                probes(weight).clone(),
-            )
+                return made_of(weight, turned, probes(weight)[:0])
+            if not weight.is_cuda:
+                held = made_of(weight, large(turned).copy_(turned), probes(weight).clone())
+            elif torch.cuda.is_current_stream_capturing():
+                # What is recorded has not run yet: the copy is made anew at each replay.
+                return made_of(weight, turned.contiguous(), probes(weight)[:0])
+            else:
+                held = packed_apart(weight)
         self._kept[weight.data_ptr()] = held
-        return copy
+        return held
 
     def drop_lost(self) -> None:
         """Forget the copies of weights that are gone."""
@@ -87,6 +97,36 @@ class PackedWeights:
         """What all copies take."""
         self.drop_lost()
         return sum(one.copy.numel() * one.copy.element_size() for one in self._kept.values())
+
+
+def made_of(weight: Tensor, copy: Tensor, found: Tensor) -> Packed:
+    """The record of a copy, whose weight had `found` at its probed places."""
+    return Packed(
+        copy,
+        StorageWeakRef(weight.untyped_storage()),
+        weight._version,
+        layout_of(weight),
+        found,
+        probe_step(weight),
+    )
+
+
+def packed_apart(weight: Tensor) -> Packed:
+    """The copy of a weight on a CUDA device, ready for every stream when this returns.
+
+    A thread of its own allocates it: memory that this thread allocates may belong to the pool of a
+    CUDA graph that is being prepared, and the copy outlives that graph.
+    """
+    stream = torch.cuda.current_stream(weight.device)
+
+    def work() -> tuple[Tensor, Tensor]:
+        with torch.no_grad(), torch.cuda.device(weight.device), torch.cuda.stream(stream):
+            copies = weight.detach().t().contiguous(), probes(weight).clone()
+            stream.synchronize()
+            return copies
+
+    with ThreadPoolExecutor(1) as apart:
+        return made_of(weight, *apart.submit(work).result())
 
 
 def large(like: Tensor) -> Tensor:
@@ -109,13 +149,19 @@ def layout_of(weight: Tensor) -> tuple[object, ...]:
     return weight.dtype, weight.shape, weight.stride()
 
 
-def probes(weight: Tensor) -> Tensor:
-    """The bits of a weight's values at places spread evenly: a view."""
+def probe_step(weight: Tensor) -> int:
+    """Elements between the places of a weight that are compared: they are spread evenly."""
     rows, columns = weight.shape
     count = min(PROBES, rows)
-    step, across = max(1, rows // count), columns // max(count, 1)
-    strides = (weight.stride(0) * step + weight.stride(1) * across,)
-    found = weight.detach().as_strided((count,), strides, weight.storage_offset())
+    return weight.stride(0) * max(1, rows // max(count, 1)) + weight.stride(1) * (
+        columns // max(count, 1)
+    )
+
+
+def probes(weight: Tensor) -> Tensor:
+    """The bits of a weight's values at places spread evenly: a view."""
+    count = min(PROBES, weight.shape[0]) if weight.numel() else 0
+    found = weight.detach().as_strided((count,), (probe_step(weight),), weight.storage_offset())
     return found.view(BITS[weight.element_size()])  # NaN is not equal to itself
 
 

@@ -1,7 +1,7 @@
-"""Compiles every Triton template to machine code without a GPU; prints what each kernel needs.
+"""Compiles Triton templates to machine code without a GPU; prints what each kernel needs.
 
-Prints one JSON list with a record for each kernel, architecture and variant. A process
-of its own, because triton cannot compile where it interprets.
+Usage: compile_ahead.py [PART_OF_A_NAME]. Prints one JSON list with a record for each kernel,
+architecture and variant. A process of its own, because triton cannot compile where it interprets.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -27,11 +28,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-def main():
+def main(part=""):
     operators = {operator.name: operator for operator in OPERATORS}
     usage = []
     for template in TEMPLATES:
-        if template.target != "triton":
+        if template.target != "triton" or part not in template.name:
             continue
         for dtype in DTYPES:
             for parameters in variants(template, operators[template.operator], dtype):
@@ -43,15 +44,23 @@ def main():
 
 
 def variants(template, operator, dtype):
-    """The distinct sources that examples of typical and of small sizes lead to."""
+    """The distinct sources that examples of typical and of small sizes lead to.
+
+    Operators with a text have more sources than can be compiled: one text for each size, and a
+    step of decoding, one row of thousands.
+    """
+    texts = "str " in operator.schema
+    sizes = [dict.fromkeys(operator.sizes, size) for size in (16, 64)]
+    if operator.gradient == "refused":
+        sizes.append({name: 1 if name == "rows" else 2048 for name in operator.sizes})
     found = {}
-    for seed in range(8):
-        for size in (16, 64):
-            sizes = dict.fromkeys(operator.sizes, size)
-            arguments = operator.example(torch.Generator().manual_seed(seed), dtype, **sizes)
+    for seed in range(1 if texts else 8):
+        for at, size in enumerate(sizes):
+            generator = torch.Generator().manual_seed(seed + 3 * at)
+            arguments = operator.example(generator, dtype, **size)
             parameters = template.parameters(problem_of(operator.name, arguments))
             found[tuple(sorted(parameters.items()))] = parameters
-    return [parameters for parameters in found.values() if all_or_none(parameters)]
+    return [parameters for parameters in found.values() if texts or all_or_none(parameters)]
 
 
 def all_or_none(parameters):
@@ -92,4 +101,4 @@ def resources(template, parameters, plan, arch):
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
