@@ -30,12 +30,12 @@ $export glu_neuron(
     $given
     $more_given
     int64_t active = compact(p, threshold, threshold_step, index, kept, rows, neurons);
-    widened(x, x_row, wide, rows, width);
+    widened<$up_stored>(x, x_row, wide, rows, width);
     int64_t useful = useful_threads(rows * active * width, threads);
 #pragma omp parallel for schedule(static) num_threads(useful)
     for (int64_t chunk = 0; chunk < active; chunk += CHUNK) {
         int64_t stop = chunk + CHUNK < active ? chunk + CHUNK : active;
-        for (int64_t j = chunk; j < stop; j += 4)
+        for (int64_t j = chunk; j < stop; j += DOT_LANES)
             listed_dots(wide, rows, width, index, j, active, up, up_row, h, neurons);
         for (int64_t j = chunk; j < stop; j += W) {
             int64_t n = stop - j < W ? stop - j : W;
@@ -96,7 +96,7 @@ class CppGluNeuron(SparseTemplate):
             + extras.function(str(parameters["epilogue"]))
             + compact(bool(parameters["has_threshold"]))
             + dots(isa, rows)
-            + combine(rows)
+            + combine(isa, rows)
             + SOURCE.substitute(
                 {name: parameters[name] for name in stored_as},
                 export=EXPORT,

@@ -66,7 +66,7 @@ class CppSparseInputGemv(SparseTemplate):
             prelude(str(parameters["isa"]))
             + mathematics()
             + inputs.function(str(parameters["epilogue"]))
-            + combine(int(parameters["rows"]))
+            + combine(str(parameters["isa"]), int(parameters["rows"]))
             + CHECK_LIST
             + SOURCE.substitute(
                 export=EXPORT,

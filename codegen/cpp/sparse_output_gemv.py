@@ -28,12 +28,12 @@ $export sparse_output_gemv(
     int status = check_list(index, active, entries);
     if (status) return status;
     $given
-    widened(x, x_row, wide, rows, width);
+    widened<$stored>(x, x_row, wide, rows, width);
     threads = useful_threads(rows * active * width, threads);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t chunk = 0; chunk < active; chunk += CHUNK) {
         int64_t stop = chunk + CHUNK < active ? chunk + CHUNK : active;
-        for (int64_t j = chunk; j < stop; j += 4)
+        for (int64_t j = chunk; j < stop; j += DOT_LANES)
             listed_dots(wide, rows, width, index, j, active, weight, weight_row, h, entries);
         for (int64_t row = 0; row < rows; row++)
             for (int64_t j = chunk; j < stop; j += W) {
