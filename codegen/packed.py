@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import weakref
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,27 +23,46 @@ MADV_HUGEPAGE = 14
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 PROBES = 64
-"""Values of a weight that are compared with its copy at every call."""
+"""Values of a weight that are compared with those it had at every call."""
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A copy, and what its weight was when it was made."""
+    """A copy, and what its weight was when it was made.
+
+    `owner`: that weight as an object, while it lives; `at`: its address. `probes` were its values
+    at places `step` elements apart: a kernel that reads the copy compares them.
+    """
 
     copy: Tensor
+    owner: weakref.ref[Tensor]
     storage: StorageWeakRef
     version: int
     layout: tuple[object, ...]
+    stride: tuple[int, ...]
     probes: Tensor
+    step: int
+    at: int
+
+    @cached_property
+    def arguments(self) -> tuple[int, ...]:
+        """What a kernel is told: where the copy is and its row stride, then where the weight is,
+        where the probes are, how many elements they were apart in the weight, and how many.
+        """
+        copy, known = self.copy, self.probes
+        return (copy.data_ptr(), copy.stride(0), self.at, known.data_ptr(), self.step, len(known))
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether this was made of a weight as it stands; its values are not looked at."""
+        if self.version != weight._version or self.stride != weight.stride():
+            return False
+        if self.owner() is weight:
+            return True
+        return self.layout == layout_of(weight) and not self.storage.expired()
 
     def fits(self, weight: Tensor) -> bool:
         """Whether the weight is still what was copied."""
-        return (
-            self.version == weight._version
-            and self.layout == layout_of(weight)
-            and not self.storage.expired()
-            and torch.equal(self.probes, probes(weight))
-        )
+        return self.is_of(weight) and torch.equal(self.probes, probes(weight))
 
 
 class PackedWeights:
@@ -55,24 +76,40 @@ class PackedWeights:
 
         Raises RuntimeError for tensors made in inference mode: their writes are not counted.
         """
+        held = self.held(weight)
+        return held.copy if not len(held.probes) or held.fits(weight) else self.renewed(weight).copy
+
+    def held(self, weight: Tensor) -> Packed:
+        """The copy for a kernel that compares the probes itself, and asks for `renewed` at need.
+
+        This way to a copy touches little memory: at each call all of it has left the caches.
+        """
         held = self._kept.get(weight.data_ptr())
-        if held is not None and held.fits(weight):
-            return held.copy
+        return held if held is not None and held.is_of(weight) else self.renewed(weight)
+
+    def renewed(self, weight: Tensor) -> Packed:
+        """A copy of the weight as it is now."""
         self.drop_lost()
         with torch.no_grad():
             turned = weight.detach().t()
-            if turned.is_contiguous():  # it lies in that order already
-                return turned
-            copy = large(turned).copy_(turned)
+            ordered = turned.is_contiguous()  # it lies in that order already
+            known = weight.new_empty(0) if ordered else probes(weight)
             held = Packed(
-                copy,
+                turned if ordered else large(turned).copy_(turned),
+                weakref.ref(weight),
                 StorageWeakRef(weight.untyped_storage()),
                 weight._version,
                 layout_of(weight),
-                probes(weight).clone(),
+                weight.stride(),
+                known.clone(),
+                known.stride(0),
+                weight.data_ptr(),
             )
-        self._kept[weight.data_ptr()] = held
-        return copy
+        if ordered:  # the view would keep the weight alive
+            self._kept.pop(weight.data_ptr(), None)
+        else:
+            self._kept[weight.data_ptr()] = held
+        return held
 
     def drop_lost(self) -> None:
         """Forget the copies of weights that are gone."""

@@ -6,6 +6,40 @@ from string import Template
 
 from tokenpass.codegen.cpp.isa import ISAS
 
+SCRATCH = """\
+#include <cstdlib>
+
+enum { LONG_LIST = 1, BAD_INDEX = 2, CHANGED = 3, NO_MEMORY = 4 };
+
+// Memory of this thread that stays: made anew, its pages would have to be found at every call.
+struct Scratch {
+    char *at = nullptr;
+    int64_t size = 0;
+    ~Scratch() { free(at); }
+};
+
+// `bytes` of it, or null: memory has run out.
+static inline char *scratch(int64_t bytes) {
+    static thread_local Scratch memory;
+    if (memory.size < bytes) {
+        free(memory.at);
+        memory.at = (char *)aligned_alloc(64, (bytes + 63) / 64 * 64);
+        memory.size = memory.at ? bytes : 0;
+    }
+    return memory.at;
+}
+
+// Whether a weight holds other numbers at the places that were remembered of it.
+template <typename T> static inline bool is_changed(
+    const T *weight, const T *known, int64_t step, int64_t count) {
+    bool same = true;
+    for (int64_t at = 0; at < count; at++)
+        same &= !memcmp(weight + at * step, known + at, sizeof(T));
+    return !same;
+}
+
+"""
+
 COMPACT = Template("""\
 constexpr bool HAS_THRESHOLD = $has_threshold;
 
@@ -296,7 +330,8 @@ template <typename T, typename O> static void finish(
         for (; at < columns; at += W) {
             int64_t n = columns - at < W ? columns - at : W;
             vf a = load_part(from + at, n);
-            for (int64_t part = 1; part < parts; part++) a += load_part(from + part * apart + at, n);
+            for (int64_t part = 1; part < parts; part++)
+                a += load_part(from + part * apart + at, n);
             store_part(to + at, epilogue<true>(a, in, first + row, start + at, n), n);
         }
     }
@@ -312,12 +347,11 @@ static int64_t parts_of(int64_t row_bytes, int64_t sums, int64_t count) {
 }
 
 // out = epilogue(kept x packed[index]): threads share parts of the list, and columns.
+// `part_sums` has room for MOST_SUMS.
 template <typename T, typename O> static void combine(
     const T *packed, int64_t packed_row, const int32_t *index, const float *kept,
     int64_t kept_row, int64_t count, EpilogueInputs in, O *out, int64_t rows, int64_t outputs,
-    int64_t threads) {
-    static thread_local float memory[MOST_SUMS];
-    float *sums_of_parts = memory;  // of this thread, whoever writes
+    float *part_sums, int64_t threads) {
     int64_t apart = rows * outputs;
     int64_t parts = parts_of(outputs * sizeof(T), apart, count);
     int64_t length = (count / parts + GROUP) / GROUP * GROUP;
@@ -337,7 +371,8 @@ template <typename T, typename O> static void combine(
                 alignas(64) float tile[SUM_ROWS * TILE];
                 while (row < rows) {
                     bool whole = row + SUM_ROWS <= rows;
-                    float *y = parts == 1 ? tile : sums_of_parts + part * apart + row * outputs + start;
+                    float *own = part_sums + part * apart + row * outputs + start;
+                    float *y = parts == 1 ? tile : own;
                     int64_t y_row = parts == 1 ? TILE : outputs;
                     const float *values = kept + row * kept_row;
                     if (whole)
@@ -357,7 +392,7 @@ template <typename T, typename O> static void combine(
         if (parts > 1) {
 #pragma omp for schedule(static)
             for (int64_t start = 0; start < outputs; start += 1024)
-                finish<T>(sums_of_parts + start, outputs, parts, apart, in, 0, rows, start,
+                finish<T>(part_sums + start, outputs, parts, apart, in, 0, rows, start,
                           outputs - start < 1024 ? outputs - start : 1024, out, outputs);
         }
     }
@@ -366,12 +401,11 @@ template <typename T, typename O> static void combine(
 """)
 
 CHECK_LIST = """\
-// 1: the count is out of range; 2: an index is.
 static int check_list(const int32_t *index, int64_t count, int64_t entries) {
-    if (count < 0 || count > entries) return 1;
+    if (count < 0 || count > entries) return LONG_LIST;
     int32_t bad = 0;
     for (int64_t j = 0; j < count; j++) bad |= (uint32_t)index[j] >= (uint32_t)entries;
-    return bad ? 2 : 0;
+    return bad ? BAD_INDEX : 0;
 }
 
 """

@@ -83,7 +83,7 @@ template <typename T> static inline void store(T *p, vf x) {
     vs y = narrow(x, T()); memcpy(p, &y, sizeof y);
 }
 
-// 2W elements as two vectors, in the order that is cheapest to load: of bfloat16 the even places and
+// 2W elements as two vectors, in the order that is cheapest to load: of bfloat16 the even places,
 // then the odd ones (one load, a shift, a mask). `split` brings numbers into it, `joined` back.
 template <typename T> static inline void load_two(const T *p, vf &a, vf &b) {
     a = load(p); b = load(p + W);
