@@ -9,11 +9,12 @@ from __future__ import annotations
 from tokenpass.passes.activation_sparsity.natural_zeros import NaturalZeros
 from tokenpass.passes.base import ExactPass, LossyPass, RegionPass
 from tokenpass.passes.dead_tokens import DeadTokens
+from tokenpass.passes.few_rows import FewRows
 from tokenpass.passes.token_reduction.token_merge import TokenMerge
 from tokenpass.passes.token_reduction.token_prune import TokenPrune
 
 AnyPass = ExactPass | LossyPass | RegionPass
 
-PASSES: tuple[AnyPass, ...] = (DeadTokens(), NaturalZeros(), TokenMerge(), TokenPrune())
+PASSES: tuple[AnyPass, ...] = (DeadTokens(), NaturalZeros(), FewRows(), TokenMerge(), TokenPrune())
 
 __all__ = ["PASSES", "AnyPass", "ExactPass", "LossyPass", "RegionPass"]

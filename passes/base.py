@@ -104,12 +104,14 @@ class RegionContext:
     """A graph whose regions may be computed otherwise.
 
     `static`: the placeholders that are parameters or buffers; `written`: values that share memory
-    with one that is written to, with the writer.
+    with one that is written to, with the writer; `rated`: the dtypes whose products of few rows the
+    device's profile has measured for our kernels.
     """
 
     module: GraphModule
     static: frozenset[Node]
     written: Mapping[Node, Node]
+    rated: frozenset[str] = frozenset()
 
 
 class RegionPass(ABC):

@@ -11,19 +11,17 @@ not read is not seen.) For few rows alone: the union of their lists is soon ever
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
 from tokenpass.edits import Rejection
-from tokenpass.graph.pointwise_reader import NotPointwise, PointwiseReader, inputs_of
+from tokenpass.graph.pointwise_reader import NotPointwise, inputs_of
 from tokenpass.graph.zeros import Part, ZeroRegion, columns_of, zero_regions
 from tokenpass.ops.pointwise import Call, Expression, Input
 from tokenpass.passes.base import Reason, RegionContext, RegionPass
+from tokenpass.passes.projection_tail import DTYPES, Tail, following, matrix, shaped, tail_inputs
 from tokenpass.rewrite.replacing import Calls, Replacement
 from tokenpass.rewrite.rewriter import hinted
 from tokenpass.tracing import fake_value, module_path, source_line
@@ -41,11 +39,6 @@ MOST_DENSITY = 0.9
 
 MOST_ROWS = 8
 """Rows that the kernels are written for."""
-
-MOST_FOLLOWING = 4
-"""Pointwise operators behind the projection that its kernel computes too."""
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class NaturalZeros(RegionPass):
@@ -104,70 +97,31 @@ def fits(rows: Any) -> bool:
 
 def replacement(region: ZeroRegion) -> Replacement:
     """The region's projection, and the pointwise operators that follow it, by our operators."""
-    tail = following(region)
+    tail = following(region.down, region.rows)
+    policy = "glu_neuron" if region.up is not None else "sparse_linear"
     make = neurons if region.up is not None else entries
     weight = fake_value(region.weight)
     return Replacement(
         tail.end,
         region.down,
         f"{module_path(region.down) or region.down.name}:projection",
-        "glu_neuron" if region.up is not None else "sparse_input_gemv",
+        policy,
         str(region.entries),
         lambda calls: shaped(calls, make(calls, region, tail), tail.end),
-        ("glu_neuron",) if region.up is not None else ("mask_compact", "sparse_input_gemv"),
+        (policy,),
         weight.numel() * weight.element_size(),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Tail:
-    """What follows a projection: `end` is `expression` of it and `inputs`."""
-
-    end: Node
-    expression: Expression
-    inputs: tuple[Node, ...]
-
-
-def following(region: ZeroRegion) -> Tail:
-    """The longest run of pointwise operators that only the next one reads, all of one shape."""
-    down, run = region.down, [region.down]
-    kept = read_tail(region, run)
-    while len(run) <= MOST_FOLLOWING and len(run[-1].users) == 1:
-        run += run[-1].users
-        value = fake_value(run[-1])
-        if not isinstance(value, torch.Tensor) or value.dtype != fake_value(down).dtype:
-            break
-        if sum(not isinstance(size, int) for size in value.shape) > 1:
-            break
-        try:
-            kept = read_tail(region, run)
-        except NotPointwise:
-            break
-    return kept
-
-
-def read_tail(region: ZeroRegion, run: Sequence[Node]) -> Tail:
-    """The last of some operators as an expression of the projection; raises `NotPointwise`."""
-    outputs, within = fake_value(region.down).shape[-1], frozenset(run)
-    reader = PointwiseReader(region.rows, outputs, region.down, region.bias, within)
-    expression = reader.read(run[-1])
-    readable = all(fake_value(node).dtype in DTYPES for node in reader.inputs)
-    if region.down not in reader.passed or not readable:
-        raise NotPointwise
-    return Tail(run[-1], expression, tuple(reader.inputs))
 
 
 def entries(calls: Calls, region: ZeroRegion, tail: Tail) -> Node:
     """`[rows, n]`: the rows of W^T whose entries are not zero, weighted and summed."""
     inputs = [matrix(calls, calls[node]) for node in region.inputs]
     ops = torch.ops.tokenpass
-    found = calls.call(ops.mask_compact.default, inputs, str(region.expression), None)
-    index, kept, count = (calls.call(operator.getitem, found, at) for at in range(3))
     weight, extras = calls[region.weight], tail_inputs(calls, tail)
     share = density(int(hinted(region.rows)))
-    text = str(tail.expression)
+    before, behind = str(region.expression), str(tail.expression)
     return calls.call(
-        ops.sparse_input_gemv.default, index, kept, count, weight, extras, text, share
+        ops.sparse_linear.default, inputs, before, None, weight, extras, behind, share
     )
 
 
@@ -233,22 +187,3 @@ def rows_of(calls: Calls, part: Part) -> tuple[Node, Node | None]:
         for one in (weight, bias)
     ]
     return pieces[0], pieces[1]  # type: ignore[return-value]
-
-
-def tail_inputs(calls: Calls, tail: Tail) -> list[Node]:
-    """What the operators behind the projection read, as matrices."""
-    return [matrix(calls, calls[node]) for node in tail.inputs]
-
-
-def matrix(calls: Calls, node: Node) -> Node:
-    """A value as `[rows, columns]`."""
-    shape = fake_value(node).shape
-    if len(shape) == 2:
-        return node
-    return calls.call(aten.reshape.default, node, [-1, shape[-1] if shape else 1])
-
-
-def shaped(calls: Calls, made: Node, like: Node) -> Node:
-    """A matrix in another value's shape, of whose sizes one at most is dynamic."""
-    shape = [size if isinstance(size, int) else -1 for size in fake_value(like).shape]
-    return made if len(shape) == 2 else calls.call(aten.reshape.default, made, shape)

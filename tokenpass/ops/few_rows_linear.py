@@ -84,7 +84,7 @@ def cost(
     texts = product(rows, width) * flops(parse(prologue))
     texts += product(rows, outputs) * flops(parse(epilogue))
     return OpCost(
-        work="gemm",
+        work="few_rows",
         flops=2 * product(rows, outputs, width) + texts,
         dims=(product(), product(rows), product(outputs), product(width)),
         calls=CALLS + text_calls(prologue) + text_calls(epilogue),

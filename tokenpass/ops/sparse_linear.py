@@ -110,7 +110,7 @@ def cost(
     texts = product(rows, entries) * (flops(parse(prologue)) + 2)
     texts += product(rows, outputs) * flops(parse(epilogue))
     return OpCost(
-        work="gemm",
+        work="listed_rows",
         flops=share * 2 * product(rows, outputs, entries) + texts,
         dims=(product(), product(rows), product(outputs), share * product(entries)),
         calls=CALLS - 2 * (threshold is None) + text_calls(prologue) + text_calls(epilogue),

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from tokenpass.capture.dynamo import Captured
 from tokenpass.codegen import TEMPLATES
 from tokenpass.config import Config
+from tokenpass.cost.device import DeviceProfile
 from tokenpass.cost.roofline import GraphCost, graph_cost
 from tokenpass.edits import Edit, Rejection
 from tokenpass.graph.aliases import written_nodes
@@ -26,19 +27,35 @@ from tokenpass.rewrite.rewriter import Rewritten
 from tokenpass.rewrite.verify import verify_rewrite
 from tokenpass.tracing import placeholders, source_line
 
+FASTER = 0.95
+"""A kernel that gains nothing but speed is used where it takes at most this share of the time."""
+
 
 def with_regions(
     planned: Planned, captured: Captured, config: Config, sites: Iterable[str] | None = None
 ) -> Planned:
-    """A plan with the exact replacements that pay, or with those at `sites` alone."""
+    """A plan with the exact replacements that pay, or with those at `sites` alone.
+
+    One pass after the other, each on the graph that the one before it gave.
+    """
+    wanted = None if sites is None else set(sites)
+    for item in all_passes():
+        if isinstance(item, RegionPass):
+            planned = with_pass(planned, captured, config, item, wanted)
+    return planned
+
+
+def with_pass(
+    planned: Planned, captured: Captured, config: Config, item: RegionPass, wanted: set[str] | None
+) -> Planned:
+    """A plan with the replacements of one pass."""
     module = planned.module or planned.view.module
-    found, rejections = find_replacements(module, captured)
-    if sites is None:
-        paid = paying(planned, captured, config, module, found)
-        chosen, more = affordable(paid, captured, config)
-        rejections = (*rejections, *more)
+    found, rejections = find_replacements(module, captured, item, planned.profile)
+    if wanted is None:
+        paid, more = paying(planned, captured, config, module, found)
+        chosen, unaffordable = affordable(paid, captured, config)
+        rejections = (*rejections, *more, *unaffordable)
     else:
-        wanted = set(sites)
         chosen = [one for one in found if one[1].site in wanted]
     known = (*planned.plan.rejections, *rejections)
     if not chosen:
@@ -46,13 +63,14 @@ def with_regions(
     made = replaced(module, [one for _, one in chosen], len(planned.plan.edits))
     short = planned.view.caches if config.shorter_cache else frozenset()
     verify_rewrite(planned.view.module, made, short)
-    edited = graph_cost(made, op_costs(device_of(captured).type))
+    edited = graph_cost(made, op_costs(device_of(captured).type, planned.profile))
     edits = tuple(Edit(name, one.site, one.policy, one.level) for name, one in chosen)
+    packed = planned.packed_bytes + sum(one.packed_bytes for _, one in chosen)
     cost = edited.evaluate(planned.sizes, planned.profile, config.objective)
     plan = replace(
         planned.plan,
         edits=(*planned.plan.edits, *edits),
-        planned_cost=cost + copies(config, [one for _, one in chosen]),
+        planned_cost=cost + copies(config, packed),
         rejections=known,
     )
     before = planned.rewritten or Rewritten(module)
@@ -61,7 +79,7 @@ def with_regions(
         plan=plan,
         rewritten=replace(before, module=made),
         edited=edited,
-        packed_bytes=sum(one.packed_bytes for _, one in chosen),
+        packed_bytes=packed,
     )
 
 
@@ -70,24 +88,24 @@ Named = tuple[str, Replacement]
 
 
 def find_replacements(
-    module: GraphModule, captured: Captured
+    module: GraphModule, captured: Captured, item: RegionPass, profile: DeviceProfile
 ) -> tuple[list[Named], tuple[Rejection, ...]]:
-    """What all region passes could replace; the first pass that wants a value has it."""
-    passes = [item for item in all_passes() if isinstance(item, RegionPass)]
-    context = RegionContext(module, static_inputs(module, captured), written_nodes(module.graph))
+    """What a pass could replace; the first replacement that wants a value has it."""
+    rated = frozenset(profile.weight_gb_per_s.get("few_rows", {}))
+    context = RegionContext(
+        module, static_inputs(module, captured), written_nodes(module.graph), rated
+    )
+    replacements, refused = item.replacements(context)
     found: list[Named] = []
-    rejections: list[Rejection] = []
+    rejections = list(refused)
     taken: set[Node] = set()
-    for item in passes:
-        replacements, refused = item.replacements(context)
-        rejections += refused
-        for one in replacements:
-            reason = unserved(one, captured)
-            if reason is not None:
-                rejections.append(reason)
-            elif one.node not in taken:
-                taken.add(one.node)
-                found.append((item.name, one))
+    for one in replacements:
+        reason = unserved(one, captured)
+        if reason is not None:
+            rejections.append(reason)
+        elif one.node not in taken:
+            taken.add(one.node)
+            found.append((item.name, one))
     return found, tuple(rejections)
 
 
@@ -126,29 +144,58 @@ def paying(
     config: Config,
     module: GraphModule,
     found: Sequence[Named],
-) -> list[Named]:
-    """The replacements of every kind that are predicted to cost less than what they replace."""
+) -> tuple[list[Named], tuple[Rejection, ...]]:
+    """The replacements of every kind that are predicted to cost less than what they replace.
+
+    Also why those stay that gain nothing but speed, and too little of it.
+    """
     kinds: dict[tuple[str, str, str], list[Named]] = {}
     for name, one in found:
         kinds.setdefault((name, one.policy, one.level), []).append((name, one))
-    costs = op_costs(device_of(captured).type)
+    costs = op_costs(device_of(captured).type, planned.profile)
 
     def cost(graph: GraphCost) -> float:
         return graph.evaluate(planned.sizes, planned.profile, config.objective)
 
     before = cost(graph_cost(module, costs)) if kinds else 0.0
     kept: list[Named] = []
+    refused: list[Rejection] = []
     for same in kinds.values():
         mine = [one for _, one in same]
-        after = cost(graph_cost(replaced(module, mine, 0), costs)) + copies(config, mine)
+        reason = slower(mine, planned.profile, config)
+        if reason is not None:
+            refused.append(reason)
+            continue
+        packed = sum(one.packed_bytes for one in mine)
+        after = cost(graph_cost(replaced(module, mine, 0), costs)) + copies(config, packed)
         if after < before * (1 - NO_CHANGE):
             kept += same
-    return [one for one in found if one in kept]
+    return [one for one in found if one in kept], tuple(refused)
 
 
-def copies(config: Config, chosen: Sequence[Replacement]) -> float:
+def slower(same: Sequence[Replacement], profile: DeviceProfile, config: Config) -> Rejection | None:
+    """Why replacements of one kind, which gain nothing but speed, do not gain enough of it."""
+    one = same[0]
+    if one.read is None:
+        return None
+    where = one.site if len(same) == 1 else f"{one.site} and {len(same) - 1} of its size"
+    ours = one.read.kernel_seconds(profile)
+    if ours is None or config.objective != "latency":
+        because = f"objective {config.objective} counts no time"
+        return Rejection("no_faster_kernel", where, because, "objective: latency")
+    library = one.read.library_seconds(profile)
+    if ours <= FASTER * library:
+        return None
+    because = (
+        f"{one.read.rows} x {one.read.width} by {one.read.outputs} {one.read.dtype} takes "
+        f"{1e6 * ours:.0f} us by our kernel, {1e6 * library:.0f} by the library"
+    )
+    return Rejection("no_faster_kernel", where, because, "", source_line(one.origin))
+
+
+def copies(config: Config, packed_bytes: int) -> float:
     """What second copies of weights add to a plan's cost: bytes, where those are counted."""
-    return float(sum(one.packed_bytes for one in chosen)) if config.objective == "memory" else 0.0
+    return float(packed_bytes) if config.objective == "memory" else 0.0
 
 
 def affordable(

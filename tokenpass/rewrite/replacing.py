@@ -15,6 +15,7 @@ from typing import Any
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from tokenpass.cost.group_time import WeightRead
 from tokenpass.tracing import carry_over, fake_value, is_impure, plain_constants
 
 
@@ -25,7 +26,8 @@ class Replacement:
     `origin`: the operator of the model whose source line and module the new calls are told to have.
     `make` is given the means to add calls, and returns the node of the same shape and dtype.
     `site`, `policy` and `level` name it in a plan; `operators` are those it calls; `packed_bytes`
-    is what second copies of weights take that its kernels keep.
+    is what second copies of weights take that its kernels keep. `read` is set where nothing but
+    speed is gained: the weight whose reading must be faster by our kernel than by the library.
     """
 
     node: Node
@@ -36,6 +38,7 @@ class Replacement:
     make: Callable[[Calls], Node]
     operators: tuple[str, ...]
     packed_bytes: int = 0
+    read: WeightRead | None = None
 
 
 @dataclass(frozen=True, eq=False)
