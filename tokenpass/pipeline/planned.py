@@ -68,9 +68,9 @@ def op_costs(device: str, profile: DeviceProfile) -> dict[Any, Callable[..., Any
     makes as dear as several of torch's own: as many as the profile has measured, else
     `KERNEL_CALLS`.
     """
-    launch = profile.kernel_launch_us
-    known = launch is not None and profile.call_us > 0
-    calls = max(1, round(launch / profile.call_us)) if known else KERNEL_CALLS
+    calls = KERNEL_CALLS
+    if profile.kernel_launch_us is not None and profile.call_us > 0:
+        calls = max(1, round(profile.kernel_launch_us / profile.call_us))
     kernels = {template.operator for template in TEMPLATES if template.device == device}
 
     def rule(operator: Operator) -> Callable[..., Any]:
