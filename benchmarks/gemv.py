@@ -1,9 +1,10 @@
 """Sparse products on the CPU: `python -m benchmarks.gemv [--seconds 8] [--threads 2] [--check]`.
 
 `sparse_linear` (list and product in one launch) and `few_rows_linear` against the best that PyTorch
-does with the same input: eager `F.linear`, Inductor, Inductor with freezing. Pairs are interleaved. Weights are
-rotated over more bytes than the last-level cache holds and every call has another mask: with one of
-each, the active rows stay in the cache and the sparse kernel looks several times faster than it is.
+does with the same input: eager `F.linear`, Inductor, Inductor with freezing. Pairs are interleaved.
+Weights are rotated over more bytes than the last-level cache holds and every call has another mask:
+with one of each, the active rows stay in the cache and the sparse kernel looks several times faster
+than it is.
 
 A floor: the speed-up reaches 0.9 of 1 / (1 - s), where s is the share of zeros, and 1.0 at s = 0.
 The dense product of few rows is reported, without a floor: a profile decides where it is used.

@@ -18,6 +18,7 @@ from tokenpass.cost.rates import RateTable
 from tokenpass.errors import FallbackWarning
 from tokenpass.options import read_options
 from tokenpass.pipeline import Planned, make_plan
+from tokenpass.plan.plan_file import plan_to_yaml
 from tokenpass.report import LOG, last_reports
 
 WIDTH, OUTPUTS = 48, 130
@@ -190,3 +191,12 @@ def test_a_dynamic_number_of_rows_is_held_by_a_guard(tmp_path: Path) -> None:
             if outcome:
                 assert last_reports()[-1].outcome == outcome
     assert len(last_reports()) == 2 and last_reports()[-1].outcome != "edited"
+
+
+def test_a_plan_that_names_it_needs_no_rates(tmp_path: Path) -> None:
+    graph = graph_of(block(), 1, WIDTH)
+    plan = planned(graph, saved(profile(), tmp_path))
+    file = tmp_path / "plan.yaml"
+    file.write_text(plan_to_yaml(plan.plan))
+    pinned = planned(graph, saved(profile(dtypes=()), tmp_path), config=str(file))
+    assert linears(pinned) == linears(plan)

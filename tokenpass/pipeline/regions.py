@@ -27,6 +27,9 @@ from tokenpass.rewrite.rewriter import Rewritten
 from tokenpass.rewrite.verify import verify_rewrite
 from tokenpass.tracing import placeholders, source_line
 
+DTYPE_NAMES = frozenset({"float32", "bfloat16", "float16"})
+"""Dtypes of which kernels read weights."""
+
 FASTER = 0.95
 """A kernel that gains nothing but speed is used where it takes at most this share of the time."""
 
@@ -50,7 +53,10 @@ def with_pass(
 ) -> Planned:
     """A plan with the replacements of one pass."""
     module = planned.module or planned.view.module
-    found, rejections = find_replacements(module, captured, item, planned.profile)
+    rated = frozenset(planned.profile.weight_gb_per_s.get("few_rows", {}))
+    if wanted is not None:  # what a plan names was weighed when it was made
+        rated = DTYPE_NAMES
+    found, rejections = find_replacements(module, captured, item, rated)
     if wanted is None:
         paid, more = paying(planned, captured, config, module, found)
         chosen, unaffordable = affordable(paid, captured, config)
@@ -88,10 +94,9 @@ Named = tuple[str, Replacement]
 
 
 def find_replacements(
-    module: GraphModule, captured: Captured, item: RegionPass, profile: DeviceProfile
+    module: GraphModule, captured: Captured, item: RegionPass, rated: frozenset[str]
 ) -> tuple[list[Named], tuple[Rejection, ...]]:
     """What a pass could replace; the first replacement that wants a value has it."""
-    rated = frozenset(profile.weight_gb_per_s.get("few_rows", {}))
     context = RegionContext(
         module, static_inputs(module, captured), written_nodes(module.graph), rated
     )
