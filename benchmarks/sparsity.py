@@ -43,7 +43,7 @@ from tokenpass.passes.activation_sparsity.activation_sparsity import ActivationS
 from tokenpass.passes.activation_sparsity.policies import POLICIES
 from tokenpass.passes.activation_sparsity.policies.random import random
 from tokenpass.passes.base import EntryMask, LossyChoice, LossyContext
-from tokenpass.pipeline.regions import region_context
+from tokenpass.pipeline.regions import context_of
 from tokenpass.pipeline.sparsity import error_curve, mask_facts
 from tokenpass.plan.allocation import Curve, allocate
 from tokenpass.reference.facts import MaskFacts
@@ -100,7 +100,7 @@ def choices_of(model: nn.Module, config: Config, policy: str) -> list[LossyChoic
 
     def backend(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         captured = capture(module, inputs)
-        context = region_context(captured.module, captured, config)
+        context = context_of(captured.module, captured, config)
         choices, refused = ActivationSparsity().choices(context, LossyContext(policy))
         if not choices:
             raise RuntimeError("; ".join(map(str, refused)))

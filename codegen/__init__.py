@@ -10,12 +10,14 @@ from tokenpass.codegen.cpp.attention_column_sums import CppAttentionColumnSums
 from tokenpass.codegen.cpp.attention_row import CppAttentionRow
 from tokenpass.codegen.cpp.bipartite_match import CppBipartiteMatch
 from tokenpass.codegen.cpp.farthest_point import CppFarthestPoint
+from tokenpass.codegen.cpp.few_rows_linear import CppFewRowsLinear
 from tokenpass.codegen.cpp.gather_tokens import CppGatherTokens
 from tokenpass.codegen.cpp.glu_neuron import CppGluNeuron
 from tokenpass.codegen.cpp.mask_compact import CppMaskCompact
 from tokenpass.codegen.cpp.merge_tokens import CppMergeTokens
 from tokenpass.codegen.cpp.row_stats_relu import CppRowStatsRelu
 from tokenpass.codegen.cpp.sparse_input_gemv import CppSparseInputGemv
+from tokenpass.codegen.cpp.sparse_linear import CppSparseLinear
 from tokenpass.codegen.cpp.sparse_output_gemv import CppSparseOutputGemv
 from tokenpass.codegen.triton.attention_column_sums import TritonAttentionColumnSums
 from tokenpass.codegen.triton.attention_row import TritonAttentionRow
@@ -45,11 +47,13 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
     CppAttentionRow(),
     CppBipartiteMatch(),
     CppFarthestPoint(),
+    CppFewRowsLinear(),
     CppGatherTokens(),
     CppGluNeuron(),
     CppMaskCompact(),
     CppMergeTokens(),
     CppRowStatsRelu(),
     CppSparseInputGemv(),
+    CppSparseLinear(),
     CppSparseOutputGemv(),
 )

@@ -2,16 +2,18 @@
 
 A copy is used as long as the weight is what it was: the same memory, shape and version counter, and
 the same values at some places, as writes through `.data` do not count. A changed weight is packed
-anew; one that is gone takes its copy along. Off the CPU the host would wait for those values, so
-that a kernel compares them itself, and reads the weight where they differ.
+anew; one that is gone takes its copy along. Kernels compare those values themselves: on a CUDA
+device the host would have to wait for them, and there a kernel reads the weight where they differ.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,32 +25,47 @@ MADV_HUGEPAGE = 14
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 PROBES = 64
-"""Values of a weight that are compared with its copy at every call."""
+"""Values of a weight that are compared with those it had at every call."""
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
     """A copy, and what its weight was when it was made.
 
-    `probes`: the bits of the weight's values at multiples of `step` elements from its start; none
+    `owner`: that weight as an object, while it lives; `at`: its address. `probes` were its values
+    at places `step` elements apart: a kernel that reads the copy compares them. There are none
     where the copy is the weight itself.
     """
 
     copy: Tensor
+    owner: weakref.ref[Tensor]
     storage: StorageWeakRef
     version: int
     layout: tuple[object, ...]
+    stride: tuple[int, ...]
     probes: Tensor
     step: int
+    at: int
+
+    @cached_property
+    def arguments(self) -> tuple[int, ...]:
+        """What a kernel is told: where the copy is and its row stride, then where the weight is,
+        where the probes are, how many elements they were apart in the weight, and how many.
+        """
+        copy, known = self.copy, self.probes
+        return (copy.data_ptr(), copy.stride(0), self.at, known.data_ptr(), self.step, len(known))
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether this was made of a weight as it stands; its values are not looked at."""
+        if self.version != weight._version or self.stride != weight.stride():
+            return False
+        if self.owner() is weight:
+            return True
+        return self.layout == layout_of(weight) and not self.storage.expired()
 
     def fits(self, weight: Tensor) -> bool:
         """Whether the weight is still what was copied."""
-        return (
-            self.version == weight._version
-            and self.layout == layout_of(weight)
-            and not self.storage.expired()
-            and (weight.device.type != "cpu" or torch.equal(self.probes, probes(weight)))
-        )
+        return self.is_of(weight) and torch.equal(self.probes, probes(weight))
 
 
 class PackedWeights:
@@ -58,21 +75,28 @@ class PackedWeights:
         self._kept: dict[int, Packed] = {}
 
     def transposed(self, weight: Tensor) -> Tensor:
-        """`[columns, rows]`, contiguous, of a weight `[rows, columns]`, as `packed` keeps it."""
-        return self.packed(weight).copy
-
-    def packed(self, weight: Tensor) -> Packed:
-        """The copy of a weight `[rows, columns]` with what tells whether it is still right.
+        """`[columns, rows]`, contiguous, of a weight `[rows, columns]`.
 
         Raises RuntimeError for tensors made in inference mode: their writes are not counted.
         """
+        held = self.held(weight)
+        return held.copy if not len(held.probes) or held.fits(weight) else self.renewed(weight).copy
+
+    def held(self, weight: Tensor) -> Packed:
+        """The copy for a kernel that compares the probes itself, and asks for `renewed` at need.
+
+        This way to a copy touches little memory: at each call all of it has left the caches.
+        """
         held = self._kept.get(weight.data_ptr())
-        if held is not None and held.fits(weight):
-            return held
+        return held if held is not None and held.is_of(weight) else self.renewed(weight)
+
+    def renewed(self, weight: Tensor) -> Packed:
+        """A copy of the weight as it is now."""
         self.drop_lost()
         with torch.no_grad():
             turned = weight.detach().t()
             if turned.is_contiguous():  # it lies in that order already
+                self._kept.pop(weight.data_ptr(), None)  # the view would keep the weight alive
                 return made_of(weight, turned, probes(weight)[:0])
             if not weight.is_cuda:
                 held = made_of(weight, large(turned).copy_(turned), probes(weight).clone())
@@ -103,11 +127,14 @@ def made_of(weight: Tensor, copy: Tensor, found: Tensor) -> Packed:
     """The record of a copy, whose weight had `found` at its probed places."""
     return Packed(
         copy,
+        weakref.ref(weight),
         StorageWeakRef(weight.untyped_storage()),
         weight._version,
         layout_of(weight),
+        weight.stride(),
         found,
         probe_step(weight),
+        weight.data_ptr(),
     )
 
 

@@ -10,6 +10,7 @@ from tokenpass.passes.activation_sparsity.activation_sparsity import ActivationS
 from tokenpass.passes.activation_sparsity.natural_zeros import NaturalZeros
 from tokenpass.passes.base import ExactPass, LossyPass, LossyRegionPass, RegionPass
 from tokenpass.passes.dead_tokens import DeadTokens
+from tokenpass.passes.few_rows import FewRows
 from tokenpass.passes.token_reduction.token_merge import TokenMerge
 from tokenpass.passes.token_reduction.token_prune import TokenPrune
 
@@ -18,6 +19,7 @@ AnyPass = ExactPass | LossyPass | RegionPass | LossyRegionPass
 PASSES: tuple[AnyPass, ...] = (
     DeadTokens(),
     NaturalZeros(),
+    FewRows(),
     TokenMerge(),
     TokenPrune(),
     ActivationSparsity(),

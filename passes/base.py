@@ -108,7 +108,8 @@ class RegionContext:
     """A graph whose regions may be computed otherwise, and what was calibrated of its model.
 
     `static`: the placeholders that are parameters or buffers, `weights` what they are; `written`:
-    values that share memory with one that is written to, with the writer.
+    values that share memory with one that is written to, with the writer; `rated`: the dtypes whose
+    products of few rows the device's profile has measured for our kernels.
     """
 
     module: GraphModule
@@ -116,10 +117,15 @@ class RegionContext:
     written: Mapping[Node, Node]
     weights: Mapping[Node, Tensor] = field(default_factory=dict)
     calibration: Calibration | None = None
+    rated: frozenset[str] = frozenset()
 
 
 class RegionPass(ABC):
-    """A pass that loses nothing, is always on, and replaces regions by operators of ours."""
+    """A pass that loses nothing, is always on, and replaces regions by operators of ours.
+
+    Region passes come behind all others, in the order of `PASSES`, each on the graph that the one
+    before it gave.
+    """
 
     name: ClassVar[str]
 

@@ -16,6 +16,7 @@ from tokenpass.cli import app, main
 from tokenpass.cost.device import DEVICES, DeviceProfile, load_profile, shipped_profile
 from tokenpass.edits import REJECTION_CODES
 from tokenpass.errors import InternalError
+from tokenpass.lower.kernel_cases import kernel_cases
 from tokenpass.statistics import Calibration
 
 USER = """
@@ -164,9 +165,9 @@ def test_explain_prints_kernels(
     for part in (
         "natural_zeros",
         "second copies of weights",
-        "sparse_input_gemv_",
+        "sparse_linear_",
         "in down",
-        "operator mask_compact, template cpp_mask_compact",
+        "operator sparse_linear, template cpp_sparse_linear",
         'extern "C"',
     ):
         assert part in shown
@@ -240,10 +241,12 @@ def test_a_defect_is_no_user_error(
 def test_device_measures_saves_and_shows(
     user: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def quick(device: torch.device, progress: object, seconds: float) -> DeviceProfile:
+    def quick(
+        device: torch.device, progress: object, seconds: float, kernels: object
+    ) -> DeviceProfile:
         assert callable(progress)
         progress(0.5, "gemm")
-        assert seconds == 45.0
+        assert seconds == 45.0 and kernels is kernel_cases
         return shipped_profile(DEVICES[0])
 
     monkeypatch.setattr(app, "measure", quick)

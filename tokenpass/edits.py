@@ -97,6 +97,14 @@ REJECTION_CODES: dict[str, tuple[str, str]] = {
         "the policy reads statistics that no calibration has of it",
         "tokenpass.calibrate, or policy: top_k",
     ),
+    "no_kernel_rate": (
+        "the device's profile does not know how fast our kernel of few rows is",
+        "run `tokenpass device` once to measure",
+    ),
+    "no_faster_kernel": (
+        "the library's product is predicted to be as fast as ours",
+        "nothing: no gain there",
+    ),
     "pack_memory": (
         "a second copy of the weight would take more than is allowed",
         "raise the option pack_memory",

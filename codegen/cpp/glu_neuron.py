@@ -11,31 +11,45 @@ from torch import Tensor
 
 from tokenpass.codegen.base import Parameters, Problem
 from tokenpass.codegen.cpp.pointwise import mathematics
-from tokenpass.codegen.cpp.sparse import combine, compact, dots
-from tokenpass.codegen.cpp.sparse_input_gemv import block_of, stored
-from tokenpass.codegen.cpp.sparse_template import EXPORT, SparseTemplate
+from tokenpass.codegen.cpp.sparse import SCRATCH, combine, compact, dots
+from tokenpass.codegen.cpp.sparse_template import (
+    EXPORT,
+    PACKED_KINDS,
+    SparseTemplate,
+    block_of,
+    packed_parameters,
+    require_memory,
+    stored,
+    with_packed,
+)
 from tokenpass.codegen.cpp.template import POINTER, SIZE
 from tokenpass.codegen.cpp.texts import Inputs, addresses, canonical, described, rows_of
 from tokenpass.codegen.cpp.vectors import prelude
-from tokenpass.codegen.packed import PACKED
 
 SOURCE = Template("""\
 $export glu_neuron(
     const $x_stored *x, $declarations
     const float *threshold, int64_t threshold_step, const $up_stored *up,
-    const $bias_stored *up_bias, const $stored *packed, $more_declarations
-    int32_t *index, float *kept, float *wide, float *h, $stored *out, int64_t rows,
-    int64_t neurons, int64_t width, int64_t outputs, int64_t x_row, int64_t up_row,
-    int64_t packed_row, int64_t threads) {
+    const $bias_stored *up_bias, $packed
+    $more_declarations
+    $stored *out, int64_t rows, int64_t neurons, int64_t width, int64_t outputs, int64_t x_row,
+    int64_t up_row, int64_t threads) {
+    if (is_changed(weight, known, step, probes)) return CHANGED;
+    int64_t lists = rows * neurons + 16;
+    float *sums = (float *)scratch(
+        (MOST_SUMS + 2 * lists + rows * width + neurons) * sizeof(float));
+    if (!sums) return NO_MEMORY;
+    float *kept = sums + MOST_SUMS, *h = kept + lists, *wide = h + lists;
+    int32_t *index = (int32_t *)(wide + rows * width);
     $given
     $more_given
     int64_t active = compact(p, threshold, threshold_step, index, kept, rows, neurons);
-    widened(x, x_row, wide, rows, width);
+    widened<$up_stored>(x, x_row, wide, rows, width);
     int64_t useful = useful_threads(rows * active * width, threads);
 #pragma omp parallel for schedule(static) num_threads(useful)
     for (int64_t chunk = 0; chunk < active; chunk += CHUNK) {
         int64_t stop = chunk + CHUNK < active ? chunk + CHUNK : active;
-        for (int64_t j = chunk; j < stop; j += 4)
+        for (int64_t j = chunk; j < stop; j += DOT_LANES)
             listed_dots(wide, rows, width, index, j, active, up, up_row, h, neurons);
         for (int64_t j = chunk; j < stop; j += W) {
             int64_t n = stop - j < W ? stop - j : W;
@@ -47,7 +61,8 @@ $export glu_neuron(
             }
         }
     }
-    combine(packed, packed_row, index, kept, neurons, active, e, out, rows, outputs, threads);
+    combine(packed, packed_row, index, kept, neurons, active, e, out, rows, outputs,
+            sums, threads);
     return 0;
 }
 """)
@@ -79,10 +94,11 @@ class CppGluNeuron(SparseTemplate):
         return (
             POINTER,
             *inputs.argument_kinds,
-            *(POINTER, SIZE, POINTER, POINTER, POINTER),
+            *(POINTER, SIZE, POINTER, POINTER),
+            *PACKED_KINDS,
             *extras.argument_kinds,
-            *(POINTER,) * 5,
-            *(SIZE,) * 8,
+            POINTER,
+            *(SIZE,) * 7,
         )
 
     def render(self, parameters: Parameters) -> str:
@@ -95,11 +111,13 @@ class CppGluNeuron(SparseTemplate):
             + inputs.function(str(parameters["prologue"]))
             + extras.function(str(parameters["epilogue"]))
             + compact(bool(parameters["has_threshold"]))
+            + SCRATCH
             + dots(isa, rows)
-            + combine(rows)
+            + combine(isa, rows)
             + SOURCE.substitute(
                 {name: parameters[name] for name in stored_as},
                 export=EXPORT,
+                packed=packed_parameters(str(parameters["stored"])),
                 declarations=inputs.declarations,
                 given=inputs.given,
                 more_declarations=extras.declarations,
@@ -121,28 +139,21 @@ class CppGluNeuron(SparseTemplate):
             density: float = 1.0,
         ) -> Tensor:
             (rows, width), (outputs, neurons) = x.shape, down.shape
-            packed = PACKED.transposed(down)
             x, up = rows_of(x), rows_of(up)
             lines, more = list(map(rows_of, inputs)), list(map(rows_of, extras))
             limits = None if threshold is None else threshold.contiguous()
             bias = None if up_bias is None else up_bias.contiguous()
-            index = torch.empty(neurons, dtype=torch.int32)
-            values = torch.empty(rows * (2 * neurons + width), dtype=torch.float32)
-            kept = values.data_ptr()
-            out = torch.empty((rows, outputs), dtype=packed.dtype)
-            function(
+            out = torch.empty((rows, outputs), dtype=down.dtype)
+            first = (
                 x.data_ptr(),
                 *addresses(lines),
                 None if limits is None else limits.data_ptr(),
                 0 if limits is None or limits.shape[0] == 1 else 1,
                 up.data_ptr(),
                 None if bias is None else bias.data_ptr(),
-                packed.data_ptr(),
+            )
+            last = (
                 *addresses(more),
-                index.data_ptr(),
-                kept,
-                kept + 8 * rows * neurons,
-                kept + 4 * rows * neurons,
                 out.data_ptr(),
                 rows,
                 neurons,
@@ -150,9 +161,10 @@ class CppGluNeuron(SparseTemplate):
                 outputs,
                 x.stride(0),
                 up.stride(0),
-                packed.stride(0),
                 torch.get_num_threads(),
             )
+            status = with_packed(lambda packed: function(*first, *packed, *last), down)
+            require_memory(self.operator, status)
             return out
 
         return launch

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from tokenpass.codegen.base import Parameters, Problem
 from tokenpass.codegen.cpp.pointwise import mathematics
-from tokenpass.codegen.cpp.sparse_input_gemv import stored
-from tokenpass.codegen.cpp.sparse_template import EXPORT, SparseTemplate
+from tokenpass.codegen.cpp.sparse_template import EXPORT, SparseTemplate, stored
 from tokenpass.codegen.cpp.template import NUMBER, POINTER, SIZE
 from tokenpass.codegen.cpp.texts import rows_of
 from tokenpass.codegen.cpp.vectors import prelude

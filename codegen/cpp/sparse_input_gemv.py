@@ -9,29 +9,36 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tokenpass.codegen.base import Argument, Parameters, Problem
+from tokenpass.codegen.base import Parameters, Problem
 from tokenpass.codegen.cpp.pointwise import mathematics
-from tokenpass.codegen.cpp.sparse import CHECK_LIST, combine
-from tokenpass.codegen.cpp.sparse_template import EXPORT, SparseTemplate, require_list
-from tokenpass.codegen.cpp.template import POINTER, SIZE, STORED
+from tokenpass.codegen.cpp.sparse import CHECK_LIST, SCRATCH, combine
+from tokenpass.codegen.cpp.sparse_template import (
+    EXPORT,
+    PACKED_KINDS,
+    SparseTemplate,
+    block_of,
+    packed_parameters,
+    require_list,
+    stored,
+    with_packed,
+)
+from tokenpass.codegen.cpp.template import POINTER, SIZE
 from tokenpass.codegen.cpp.texts import Inputs, addresses, canonical, described, rows_of
 from tokenpass.codegen.cpp.vectors import prelude
-from tokenpass.codegen.packed import PACKED
-from tokenpass.errors import InternalError
-
-MOST_ROWS = 8
-"""Rows of y that one pass over the weight serves."""
 
 SOURCE = Template("""\
 $export sparse_input_gemv(
-    const int32_t *index, const float *kept, const int32_t *count, const $stored *packed,
+    const int32_t *index, const float *kept, const int32_t *count, $packed
     $declarations
     $stored *out, int64_t rows, int64_t entries, int64_t outputs, int64_t kept_row,
-    int64_t packed_row, int64_t threads) {
+    int64_t threads) {
     int status = check_list(index, *count, entries);
     if (status) return status;
+    if (is_changed(weight, known, step, probes)) return CHANGED;
+    float *sums = (float *)scratch(MOST_SUMS * sizeof(float));
+    if (!sums) return NO_MEMORY;
     $given
-    combine(packed, packed_row, index, kept, kept_row, *count, e, out, rows, outputs,
+    combine(packed, packed_row, index, kept, kept_row, *count, e, out, rows, outputs, sums,
             threads);
     return 0;
 }
@@ -58,7 +65,7 @@ class CppSparseInputGemv(SparseTemplate):
 
     def arguments(self, parameters: Parameters) -> tuple[Any, ...]:
         inputs = Inputs("epilogue", str(parameters["inputs"]))
-        return (*(POINTER,) * 4, *inputs.argument_kinds, POINTER, *(SIZE,) * 6)
+        return (*(POINTER,) * 3, *PACKED_KINDS, *inputs.argument_kinds, POINTER, *(SIZE,) * 5)
 
     def render(self, parameters: Parameters) -> str:
         inputs = Inputs("epilogue", str(parameters["inputs"]))
@@ -66,11 +73,13 @@ class CppSparseInputGemv(SparseTemplate):
             prelude(str(parameters["isa"]))
             + mathematics()
             + inputs.function(str(parameters["epilogue"]))
-            + combine(int(parameters["rows"]))
+            + SCRATCH
+            + combine(str(parameters["isa"]), int(parameters["rows"]))
             + CHECK_LIST
             + SOURCE.substitute(
                 export=EXPORT,
                 stored=parameters["stored"],
+                packed=packed_parameters(str(parameters["stored"])),
                 declarations=inputs.declarations,
                 given=inputs.given,
             )
@@ -87,39 +96,22 @@ class CppSparseInputGemv(SparseTemplate):
             density: float = 1.0,
         ) -> Tensor:
             rows, (outputs, entries) = kept.shape[0], weight.shape
-            packed = PACKED.transposed(weight)
             index, kept = index.contiguous(), rows_of(kept)
             lines = list(map(rows_of, inputs))
-            out = torch.empty((rows, outputs), dtype=packed.dtype)
-            status = function(
-                index.data_ptr(),
-                kept.data_ptr(),
-                count.data_ptr(),
-                packed.data_ptr(),
+            out = torch.empty((rows, outputs), dtype=weight.dtype)
+            first = (index.data_ptr(), kept.data_ptr(), count.data_ptr())
+            last = (
                 *addresses(lines),
                 out.data_ptr(),
                 rows,
                 entries,
                 outputs,
                 kept.stride(0),
-                packed.stride(0),
                 torch.get_num_threads(),
             )
+            status = with_packed(lambda packed: function(*first, *packed, *last), weight)
             if status:
                 require_list(self.operator, status, int(count), entries)
             return out
 
         return launch
-
-
-def stored(name: str, argument: Argument | None) -> str:
-    """How a tensor that every call has is stored."""
-    if argument is None:
-        raise InternalError(f"{name}: a problem without a tensor that every call has")
-    return STORED[argument.dtype]
-
-
-def block_of(argument: Argument | None) -> int:
-    """Rows of one pass for a tensor of [rows, ...]."""
-    rows = argument.shape[0] if argument is not None else None
-    return MOST_ROWS if rows is None else max(1, min(rows, MOST_ROWS))

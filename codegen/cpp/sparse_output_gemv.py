@@ -11,9 +11,14 @@ from torch import Tensor
 
 from tokenpass.codegen.base import Parameters, Problem
 from tokenpass.codegen.cpp.pointwise import mathematics
-from tokenpass.codegen.cpp.sparse import CHECK_LIST, dots
-from tokenpass.codegen.cpp.sparse_input_gemv import block_of, stored
-from tokenpass.codegen.cpp.sparse_template import EXPORT, SparseTemplate, require_list
+from tokenpass.codegen.cpp.sparse import CHECK_LIST, SCRATCH, dots
+from tokenpass.codegen.cpp.sparse_template import (
+    EXPORT,
+    SparseTemplate,
+    block_of,
+    require_list,
+    stored,
+)
 from tokenpass.codegen.cpp.template import POINTER, SIZE
 from tokenpass.codegen.cpp.texts import Inputs, addresses, canonical, described, rows_of
 from tokenpass.codegen.cpp.vectors import prelude
@@ -22,18 +27,20 @@ SOURCE = Template("""\
 $export sparse_output_gemv(
     const $x_stored *x, const int32_t *index, const int32_t *count, const $stored *weight,
     $declarations
-    float *wide, float *h, int64_t rows, int64_t entries, int64_t width, int64_t x_row,
+    float *h, int64_t rows, int64_t entries, int64_t width, int64_t x_row,
     int64_t weight_row, int64_t threads) {
     int64_t active = *count;
     int status = check_list(index, active, entries);
     if (status) return status;
+    float *wide = (float *)scratch(rows * width * sizeof(float));
+    if (!wide) return NO_MEMORY;
     $given
-    widened(x, x_row, wide, rows, width);
+    widened<$stored>(x, x_row, wide, rows, width);
     threads = useful_threads(rows * active * width, threads);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t chunk = 0; chunk < active; chunk += CHUNK) {
         int64_t stop = chunk + CHUNK < active ? chunk + CHUNK : active;
-        for (int64_t j = chunk; j < stop; j += 4)
+        for (int64_t j = chunk; j < stop; j += DOT_LANES)
             listed_dots(wide, rows, width, index, j, active, weight, weight_row, h, entries);
         for (int64_t row = 0; row < rows; row++)
             for (int64_t j = chunk; j < stop; j += W) {
@@ -67,7 +74,7 @@ class CppSparseOutputGemv(SparseTemplate):
 
     def arguments(self, parameters: Parameters) -> tuple[Any, ...]:
         inputs = Inputs("epilogue", str(parameters["inputs"]))
-        return (*(POINTER,) * 4, *inputs.argument_kinds, POINTER, POINTER, *(SIZE,) * 6)
+        return (*(POINTER,) * 4, *inputs.argument_kinds, POINTER, *(SIZE,) * 6)
 
     def render(self, parameters: Parameters) -> str:
         isa, inputs = str(parameters["isa"]), Inputs("epilogue", str(parameters["inputs"]))
@@ -75,6 +82,7 @@ class CppSparseOutputGemv(SparseTemplate):
             prelude(isa)
             + mathematics()
             + inputs.function(str(parameters["epilogue"]), by_index=True)
+            + SCRATCH
             + dots(isa, int(parameters["rows"]))
             + CHECK_LIST
             + SOURCE.substitute(
@@ -98,7 +106,6 @@ class CppSparseOutputGemv(SparseTemplate):
             rows, (entries, width) = x.shape[0], weight.shape
             x, index, weight = rows_of(x), index.contiguous(), rows_of(weight)
             lines = list(map(rows_of, inputs))
-            wide = torch.empty((rows, width), dtype=torch.float32)
             h = torch.zeros((rows, entries), dtype=torch.float32)
             status = function(
                 x.data_ptr(),
@@ -106,7 +113,6 @@ class CppSparseOutputGemv(SparseTemplate):
                 count.data_ptr(),
                 weight.data_ptr(),
                 *addresses(lines),
-                wide.data_ptr(),
                 h.data_ptr(),
                 rows,
                 entries,

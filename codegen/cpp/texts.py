@@ -23,6 +23,12 @@ def described(inputs: Sequence[Argument]) -> str:
     return ".".join(kinds) or NOTHING
 
 
+def most_rows(inputs: Sequence[Argument]) -> int | None:
+    """The rows that inputs give together; None where they are not known."""
+    sizes = [one.shape[0] for one in inputs]
+    return None if None in sizes else max(size or 0 for size in sizes)
+
+
 def canonical(text: str) -> str:
     """The one spelling of a text, as a parameter."""
     return str(parse(text))

@@ -43,7 +43,13 @@ static inline vs narrow(vf x, bf16) {
     return __builtin_convertvector(x == x ? rounded : all_bits(0x7fc0), vs);
 }
 
-// float16: the exponent is moved by a multiplication, which is exact for subnormal numbers too.
+// float16: the processor's own conversion (as assembly: its header costs more to read than a kernel
+// to compile), else the exponent is moved by a multiplication, exact for subnormal numbers too.
+#if defined(__AVX512F__)
+static inline vf widen(vs x, half) { vf y; asm("vcvtph2ps %1, %0" : "=v"(y) : "v"(x)); return y; }
+#elif defined(__F16C__)
+static inline vf widen(vs x, half) { vf y; asm("vcvtph2ps %1, %0" : "=x"(y) : "x"(x)); return y; }
+#else
 static inline vf widen(vs x, half) {
     vu wide = __builtin_convertvector(x, vu);
     vu sign = (wide & 0x8000) << 16, magnitude = wide & 0x7fff;
@@ -51,6 +57,7 @@ static inline vf widen(vs x, half) {
     vu special = (magnitude << 13) | 0x7f800000;
     return (vf)((magnitude >= 0x7c00 ? special : number) | sign);
 }
+#endif
 static inline vs narrow(vf x, half) {
     vu bits = (vu)x & 0x7fffffff, sign = ((vu)x & 0x80000000) >> 16;
     vu normal = (bits - 0x38000000 + 0xfff + ((bits >> 13) & 1)) >> 13;
@@ -74,6 +81,23 @@ template <typename T> static inline vf load(const T *p) {
 }
 template <typename T> static inline void store(T *p, vf x) {
     vs y = narrow(x, T()); memcpy(p, &y, sizeof y);
+}
+
+// 2W elements as two vectors, in the order that is cheapest to load: of bfloat16 the even places,
+// then the odd ones (one load, a shift, a mask). `split` brings numbers into it, `joined` back.
+template <typename T> static inline void load_two(const T *p, vf &a, vf &b) {
+    a = load(p); b = load(p + W);
+}
+template <> inline void load_two(const bf16 *p, vf &a, vf &b) {
+    vu x; memcpy(&x, p, sizeof x); a = (vf)(x << 16); b = (vf)(x & 0xffff0000u);
+}
+template <typename T> static inline void split(vf &, vf &, T) {}
+static inline void split(vf &a, vf &b, bf16) {
+    vf even = SHUFFLE(a, b, $even_places); b = SHUFFLE(a, b, $odd_places); a = even;
+}
+template <typename T> static inline void joined(vf &, vf &, T) {}
+static inline void joined(vf &a, vf &b, bf16) {
+    vf first = SHUFFLE(a, b, $first_half); b = SHUFFLE(a, b, $second_half); a = first;
 }
 
 // The first n < W of them; what is not loaded is 0.
@@ -150,6 +174,10 @@ def prelude(isa: str) -> str:
             )
         )
 
+    def interleaved(start: int) -> str:
+        """Half of the places of two vectors, in turns."""
+        return ", ".join(f"{at}, {lanes + at}" for at in range(start, start + lanes // 2))
+
     return TEXT.substitute(
         lanes=lanes,
         bytes=4 * lanes,
@@ -158,6 +186,10 @@ def prelude(isa: str) -> str:
         all_x=", ".join(["x"] * lanes),
         low=places([0, 1], [0, 1]),  # a0 b0 a1 b1
         high=places([2, 3], [2, 3]),  # a2 b2 a3 b3
+        even_places=", ".join(str(at) for at in range(0, 2 * lanes, 2)),
+        odd_places=", ".join(str(at) for at in range(1, 2 * lanes, 2)),
+        first_half=interleaved(0),
+        second_half=interleaved(lanes // 2),
         even=blocks([0, 1]),
         odd=blocks([2, 3]),
     )

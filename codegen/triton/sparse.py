@@ -230,7 +230,7 @@ def finish(
 
 def launch_product(index, kept, count, weight, extras):
     rows, (outputs, entries) = kept.shape[0], weight.shape
-    held = PACKED.packed(weight)
+    held = PACKED.held(weight)
     out = torch.empty((rows, outputs), dtype=weight.dtype, device=weight.device)
     if out.numel() == 0:
         return out

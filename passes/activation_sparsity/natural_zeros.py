@@ -83,6 +83,6 @@ def most_rows() -> int:
 
 def replaced(region: ProjectionRegion, site: str, share: float) -> Replacement:
     """The region by our operators, its zeros left out."""
-    policy = "glu_neuron" if region.up is not None else "sparse_input_gemv"
+    policy = "glu_neuron" if region.up is not None else "sparse_linear"
     listing = Listing(union(share, int(hinted(region.rows))))
     return replacement(region, site, policy, str(region.entries), listing)

@@ -6,29 +6,23 @@ y = epilogue(sum over listed i of g_i (U x)_i W^T[i])         rows of U that are
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from tokenpass.graph.pointwise_reader import NotPointwise, PointwiseReader, inputs_of
+from tokenpass.graph.pointwise_reader import NotPointwise, inputs_of
 from tokenpass.graph.projections import Part, ProjectionRegion, columns_of
 from tokenpass.ops.pointwise import Call, Expression, Input
 from tokenpass.passes.base import Reason, RegionContext
+from tokenpass.passes.projection_tail import DTYPES, Tail, following, matrix, shaped, tail_inputs
 from tokenpass.rewrite.replacing import Calls, Replacement
 from tokenpass.rewrite.rewriter import hinted
 from tokenpass.tracing import fake_value, source_line
 
 aten = torch.ops.aten
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-MOST_FOLLOWING = 4
-"""Pointwise operators behind the projection that its kernel computes too."""
-
 
 MOST_DENSITY = 0.9
 """Above this share of rows read, a dense product is as fast."""
@@ -87,7 +81,7 @@ def replacement(
 
     `apart`: operators that other regions compute themselves.
     """
-    tail = following(region, apart)
+    tail = following(region.down, region.rows, apart)
     make = neurons if region.up is not None else entries
     weight = fake_value(region.weight)
     return Replacement(
@@ -97,76 +91,23 @@ def replacement(
         policy,
         level,
         lambda calls: shaped(calls, make(calls, region, tail, listing), tail.end),
-        ("glu_neuron",) if region.up is not None else ("mask_compact", "sparse_input_gemv"),
+        ("glu_neuron",) if region.up is not None else ("sparse_linear",),
         weight.numel() * weight.element_size(),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Tail:
-    """What follows a projection: `end` is `expression` of it and `inputs`."""
-
-    end: Node
-    expression: Expression
-    inputs: tuple[Node, ...]
-
-
-def following(region: ProjectionRegion, apart: frozenset[Node]) -> Tail:
-    """The longest run of pointwise operators that only the next one reads, all of one shape.
-
-    What joins a later projection's result is left to that one, so that no two regions compute one
-    value; `apart`: operators that another region computes itself.
-    """
-    down, run = region.down, [region.down]
-    kept = read_tail(region, run)
-    while len(run) <= MOST_FOLLOWING and len(run[-1].users) == 1:
-        run += run[-1].users
-        others = (node for node in run[-1].all_input_nodes if node is not run[-2])
-        if run[-1] in apart or any(comes_later(node, down) for node in others):
-            break
-        value = fake_value(run[-1])
-        if not isinstance(value, torch.Tensor) or value.dtype != fake_value(down).dtype:
-            break
-        if sum(not isinstance(size, int) for size in value.shape) > 1:
-            break
-        try:
-            kept = read_tail(region, run)
-        except NotPointwise:
-            break
-    return kept
-
-
-def comes_later(node: Node, down: Node) -> bool:
-    """Whether a value is a later projection's result, or elementwise of one."""
-    while node.target is not aten.linear.default:
-        if not node.all_input_nodes or not down < node:
-            return False
-        node = max(node.all_input_nodes)
-    return down < node
-
-
-def read_tail(region: ProjectionRegion, run: Sequence[Node]) -> Tail:
-    """The last of some operators as an expression of the projection; raises `NotPointwise`."""
-    outputs, within = fake_value(region.down).shape[-1], frozenset(run)
-    reader = PointwiseReader(region.rows, outputs, region.down, region.bias, within)
-    expression = reader.read(run[-1])
-    readable = all(fake_value(node).dtype in DTYPES for node in reader.inputs)
-    if region.down not in reader.passed or not readable:
-        raise NotPointwise
-    return Tail(run[-1], expression, tuple(reader.inputs))
 
 
 def entries(calls: Calls, region: ProjectionRegion, tail: Tail, listing: Listing) -> Node:
     """`[rows, n]`: the rows of W^T whose entries are listed, weighted and summed."""
     inputs = [matrix(calls, calls[node]) for node in region.inputs]
-    ops = torch.ops.tokenpass
-    threshold = limit(calls, region, listing)
-    found = calls.call(ops.mask_compact.default, inputs, str(region.expression), threshold)
-    index, kept, count = (calls.call(operator.getitem, found, at) for at in range(3))
-    weight, extras = calls[region.weight], tail_inputs(calls, tail)
-    text = str(tail.expression)
     return calls.call(
-        ops.sparse_input_gemv.default, index, kept, count, weight, extras, text, listing.density
+        torch.ops.tokenpass.sparse_linear.default,
+        inputs,
+        str(region.expression),
+        limit(calls, region, listing),
+        calls[region.weight],
+        tail_inputs(calls, tail),
+        str(tail.expression),
+        listing.density,
     )
 
 
@@ -240,22 +181,3 @@ def rows_of(calls: Calls, part: Part) -> tuple[Node, Node | None]:
         for one in (weight, bias)
     ]
     return pieces[0], pieces[1]  # type: ignore[return-value]
-
-
-def tail_inputs(calls: Calls, tail: Tail) -> list[Node]:
-    """What the operators behind the projection read, as matrices."""
-    return [matrix(calls, calls[node]) for node in tail.inputs]
-
-
-def matrix(calls: Calls, node: Node) -> Node:
-    """A value as `[rows, columns]`."""
-    shape = fake_value(node).shape
-    if len(shape) == 2:
-        return node
-    return calls.call(aten.reshape.default, node, [-1, shape[-1] if shape else 1])
-
-
-def shaped(calls: Calls, made: Node, like: Node) -> Node:
-    """A matrix in another value's shape, of whose sizes one at most is dynamic."""
-    shape = [size if isinstance(size, int) else -1 for size in fake_value(like).shape]
-    return made if len(shape) == 2 else calls.call(aten.reshape.default, made, shape)

@@ -9,12 +9,14 @@ import yaml
 
 from tokenpass.cost.device import (
     DEVICES,
+    DeviceProfile,
     cached_profile_path,
     find_profile,
     load_profile,
     profile_of_card,
     shipped_profile,
 )
+from tokenpass.cost.rates import RateTable
 from tokenpass.errors import ConfigError
 
 NUMBERS = (
@@ -162,3 +164,38 @@ def test_measured_profile_comes_before_the_shipped_one(toy, tmp_path, monkeypatc
     assert tmp_path in path.parents
     toy.save(path)
     assert find_profile("cpu") == toy
+
+
+def rated(toy, **more):
+    tables = {"float32": RateTable(axes={"rows": (1, 8)}, values=(20, 5))}
+    return toy.model_copy(update={"weight_gb_per_s": {"few_rows": tables}, **more})
+
+
+def test_rates_of_our_own_kernels_are_kept(toy, tmp_path):
+    profile = rated(toy, kernel_launch_us=30.0)
+    profile.save(tmp_path / "mine.yaml")
+    assert load_profile(tmp_path / "mine.yaml") == profile
+
+
+def test_a_file_from_before_those_rates_loads(toy, tmp_path):
+    toy.save(tmp_path / "mine.yaml")
+    text = (tmp_path / "mine.yaml").read_text()
+    assert "weight_gb_per_s" not in text and "kernel_launch_us" not in text
+    old = load_profile(tmp_path / "mine.yaml")
+    assert old.weight_gb_per_s == {} and old.kernel_launch_us is None
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"gemm": {}}, "weight_gb_per_s: expected"),
+        (
+            {"few_rows": {"float32": {"axes": {"m": [1]}, "values": [1]}}},
+            "weight_gb_per_s.few_rows.float32 needs the one axis `rows`",
+        ),
+    ],
+)
+def test_rates_of_unknown_work_or_axes_are_refused(toy, tables, message):
+    data = {**toy.model_dump(mode="json"), "weight_gb_per_s": tables}
+    with pytest.raises(ValueError, match=message):
+        DeviceProfile.model_validate(data)

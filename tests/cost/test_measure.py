@@ -17,6 +17,7 @@ from tokenpass.cost.measure_cases import (
     stream_cases,
 )
 from tokenpass.errors import UserError
+from tokenpass.lower import kernel_cases
 
 
 def test_bad_requests():
@@ -62,3 +63,35 @@ def test_measure_on_this_cpu():
     profile = measuring.measure("cpu", seconds=5)
     assert profile.kind == "cpu" and profile.fingerprint
     assert min(profile.gemm_gflop_per_s["float32"].values) > 0
+
+
+def test_kernels_of_our_own_fill_their_tables():
+    """What is measured of them: bytes over seconds by rows and dtype, and a launch."""
+    measured = {
+        ("few_rows", "float32"): {(8,): (16e9, 4.0), (1,): (16e9, 1.0)},
+        ("few_rows", "bfloat16"): {(1,): (8e9, 1.0)},
+        ("gemm", "float32"): {(1, 1, 1): (1.0, 1.0)},
+    }
+    found = measuring._weights(measured)
+    assert set(found) == {"few_rows"} and set(found["few_rows"]) == {"float32", "bfloat16"}
+    table = found["few_rows"]["float32"]
+    assert table.axes == {"rows": (1.0, 8.0)} and table.values == (16.0, 4.0)
+
+
+def test_kernel_cases_run_and_count_what_is_read(monkeypatch):
+    monkeypatch.setattr(kernel_cases, "WEIGHTS", 2)
+    monkeypatch.setattr(kernel_cases, "OUTPUTS", 8)
+    monkeypatch.setattr(kernel_cases, "WIDTH", 64)
+    monkeypatch.setattr(kernel_cases, "ROWS", (1, 3))
+    monkeypatch.setattr(kernel_cases, "DTYPES", (torch.float32, torch.bfloat16))
+    with torch.no_grad():
+        cases = list(kernel_cases.kernel_cases(torch.device("cpu")))
+        for case in cases:
+            case.call()
+    tables = [(case.table, case.dtype, case.point) for case in cases]
+    assert len(set(tables)) == len(tables) == 9 and tables[-1][0] == "kernel_launch"
+    whole = {c.dtype: c.work for c in cases if c.table == "few_rows"}
+    assert whole == {"float32": 4.0 * 8 * 64, "bfloat16": 2.0 * 8 * 64}
+    listed = [c.work for c in cases if c.table == "listed_rows" and c.dtype == "float32"]
+    assert all(0 < work < whole["float32"] for work in listed)
+    assert list(kernel_cases.kernel_cases(torch.device("cuda"))) == []

@@ -307,6 +307,14 @@ def small_arguments():
             (*gated[:3], None, wide, None, weight, [], "y"),
         ],
         "row_stats_relu": [(x, 0.5)],
+        "sparse_linear": [
+            ([kept], "relu(a0)", limit, weight, [y], "add(y, a0)"),
+            ([kept], "a0", None, weight, [], "y"),
+        ],
+        "few_rows_linear": [
+            ([kept, kept], "mul(a0, relu(a1))", weight, [y], "add(y, a0)"),
+            ([kept], "a0", weight, [], "y"),
+        ],
     }
 
 

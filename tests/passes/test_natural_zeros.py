@@ -87,10 +87,10 @@ def bitnet() -> nn.Module:
 
 
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "opt": (opt, "sparse_input_gemv"),
-    "t5": (t5, "sparse_input_gemv"),
-    "nemotron": (nemotron, "sparse_input_gemv"),
-    "bitnet": (bitnet, "sparse_input_gemv"),
+    "opt": (opt, "sparse_linear"),
+    "t5": (t5, "sparse_linear"),
+    "nemotron": (nemotron, "sparse_linear"),
+    "bitnet": (bitnet, "sparse_linear"),
     "gemma3n": (gemma3n, "glu_neuron"),
 }
 

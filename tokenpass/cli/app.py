@@ -23,6 +23,7 @@ from tokenpass.cost.measure import measure
 from tokenpass.edits import REJECTION_CODES
 from tokenpass.errors import TokenpassError, UserError
 from tokenpass.explanation import explain as explain_call
+from tokenpass.lower.kernel_cases import kernel_cases
 from tokenpass.options import read_options
 
 app = typer.Typer(
@@ -209,6 +210,7 @@ def device(
             chosen,
             progress=lambda share, what: bar.update(task, completed=share, what=what),
             seconds=seconds,
+            kernels=kernel_cases,
         )
     goal = path or cached_profile_path(chosen)
     measured.save(goal)

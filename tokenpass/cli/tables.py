@@ -144,8 +144,13 @@ def profile(measured: DeviceProfile) -> Table:
     for name, (rates, kind) in tables.items():
         for dtype, rate in rates.items():
             table.add_row(name, dtype, f"{max(rate.values):,.1f}", kind)
+    for work, name in (("few_rows", "product of few rows"), ("listed_rows", "sparse product")):
+        for dtype, rate in measured.weight_gb_per_s.get(work, {}).items():
+            table.add_row(name, dtype, f"{max(rate.values):,.1f}", "GB/s of weight")
     table.add_row("bandwidth", "", f"{max(measured.bandwidth_gb_per_s.values):,.1f}", "GB/s")
     table.add_row("kernel launch", "", f"{measured.launch_us:.2f}", "us")
+    if measured.kernel_launch_us is not None:
+        table.add_row("launch of our own", "", f"{measured.kernel_launch_us:.2f}", "us")
     table.add_row("call of the graph", "", f"{measured.call_us:.2f}", "us")
     return table
 

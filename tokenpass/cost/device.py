@@ -46,6 +46,9 @@ SHAPED_TABLES = (
     "masked_attention_gflop_per_s",
 )
 
+WEIGHT_WORK: tuple[Work, ...] = ("few_rows", "listed_rows")
+"""Work of our own kernels whose time is that of reading a weight."""
+
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -67,6 +70,9 @@ class DeviceProfile(BaseModel):
     `bmm_gflop_per_s` over (m, n, k) of one product of many; `attention_gflop_per_s` and
     `masked_attention_gflop_per_s` over (queries, keys, head_dim).
     `bandwidth_gb_per_s` over the bytes that a kernel moves (small ones stay in a cache).
+    `weight_gb_per_s` are the bytes of a weight that our own kernels read per second, by their work
+    and dtype, over rows; `kernel_launch_us` is what starting one of them costs. A kernel that is
+    not known there is priced like a library call, and not used for its speed alone.
     `element_g_per_s` is 1e9 elements per second of a kind of work (see `OpCost`).
     `sources` says where each number is from; `default` speaks for those it does not name.
     `cards` are the names by which CUDA reports the devices that it speaks for.
@@ -87,10 +93,12 @@ class DeviceProfile(BaseModel):
     attention_gflop_per_s: dict[str, RateTable]
     masked_attention_gflop_per_s: dict[str, RateTable] = Field(default_factory=dict)
     bandwidth_gb_per_s: RateTable
+    weight_gb_per_s: dict[Work, dict[str, RateTable]] = Field(default_factory=dict)
     element_g_per_s: dict[Work, Positive]
     waves: Waves | None = None
     launch_us: NotNegative
     call_us: NotNegative
+    kernel_launch_us: NotNegative | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -104,6 +112,12 @@ class DeviceProfile(BaseModel):
             for dtype, table in tables.items():
                 if len(table.axes) != 3:
                     raise ValueError(f"{name}.{dtype} needs 3 axes, got {list(table.axes)}")
+        for work, tables in self.weight_gb_per_s.items():
+            if work not in WEIGHT_WORK:
+                raise ValueError(f"weight_gb_per_s: expected {WEIGHT_WORK}, got {work!r}")
+            for dtype, table in tables.items():
+                if tuple(table.axes) != ("rows",):
+                    raise ValueError(f"weight_gb_per_s.{work}.{dtype} needs the one axis `rows`")
         if len(self.bandwidth_gb_per_s.axes) != 1:
             raise ValueError("bandwidth_gb_per_s needs the one axis `bytes`")
         return self

@@ -1,6 +1,8 @@
 """Seconds of one fusion group on one device: the roofline formula at given sizes.
 
 time = max(flops / rate(shape), elements / rate, bytes / bandwidth(bytes)) + launch x calls
+
+and for a kernel of ours that the profile knows: bytes / rate(rows) + launch x calls.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenpass.cost.device import DeviceProfile, Waves
+from tokenpass.cost.device import WEIGHT_WORK, DeviceProfile, Waves
 from tokenpass.cost.rates import RateTable
 from tokenpass.ops.cost_record import Work
 
@@ -18,7 +20,16 @@ Bound = Literal["arithmetic", "memory", "launch"]
 
 Rate = Callable[[Sequence[float]], float]
 
-SHAPED: tuple[Work, ...] = ("gemm", "bmm", "conv", "attention", "masked_attention")
+SHAPED: tuple[Work, ...] = (
+    "gemm",
+    "bmm",
+    "conv",
+    "attention",
+    "masked_attention",
+    *WEIGHT_WORK,
+)
+
+TILED: tuple[Work, ...] = ("gemm", "bmm", "conv", *WEIGHT_WORK)
 
 # Library calls and generated kernels differ in what starting them costs.
 CALLS: tuple[Work, ...] = (*SHAPED, "scatter", "sort")
@@ -43,6 +54,11 @@ class GroupTimer:
     def __init__(self, profile: DeviceProfile) -> None:
         self._profile = profile
         self._tables = {work: _tables(profile, work) for work in SHAPED}
+        self._weights = {
+            (work, dtype): table.interpolator()
+            for work, tables in profile.weight_gb_per_s.items()
+            for dtype, table in tables.items()
+        }
         self._bandwidth = profile.bandwidth_gb_per_s.interpolator()
 
     def __call__(self, sizes: GroupSizes) -> float:
@@ -53,6 +69,10 @@ class GroupTimer:
         """Seconds, and which term of the formula binds."""
         launch_us = self._profile.call_us if sizes.work in CALLS else self._profile.launch_us
         launch = launch_us * 1e-6 * sizes.calls
+        known = self._weights.get((sizes.work, sizes.dtype))
+        if known is not None:
+            read = sizes.moved_bytes / (known(sizes.dims[1:2]) * 1e9)
+            return read + launch, "launch" if launch >= read else "memory"
         work = self._arithmetic(sizes)
         memory = 0.0
         if sizes.moved_bytes > 0:
@@ -75,7 +95,7 @@ class GroupTimer:
         """GFLOP/s at these dims (batch, ...); on a GPU also the share of the last wave used."""
         tables = self._tables[sizes.work]
         rate = (tables.get(sizes.dtype) or tables["float32"])(sizes.dims[1:])
-        if self._profile.waves is not None and sizes.work in ("gemm", "bmm", "conv"):
+        if self._profile.waves is not None and sizes.work in TILED:
             rate *= _wave_efficiency(self._profile.waves, *sizes.dims[:3])
         return rate
 
@@ -91,9 +111,37 @@ def _wave_efficiency(waves: Waves, batch: float, m: float, n: float) -> float:
 def _tables(profile: DeviceProfile, work: Work) -> dict[str, Rate]:
     named: Mapping[Work, dict[str, RateTable]] = {
         "gemm": profile.gemm_gflop_per_s,
+        "few_rows": profile.gemm_gflop_per_s,
+        "listed_rows": profile.gemm_gflop_per_s,
         "bmm": profile.bmm_gflop_per_s or profile.gemm_gflop_per_s,
         "conv": profile.conv_gflop_per_s or profile.gemm_gflop_per_s,
         "attention": profile.attention_gflop_per_s,
         "masked_attention": profile.masked_attention_gflop_per_s or profile.attention_gflop_per_s,
     }
     return {dtype: table.interpolator() for dtype, table in named[work].items()}
+
+
+@dataclass(frozen=True)
+class WeightRead:
+    """A product of few rows by a weight, `[outputs, width]` of a dtype as the profile names it."""
+
+    rows: int
+    outputs: int
+    width: int
+    dtype: str
+    weight_bytes: int
+
+    def library_seconds(self, profile: DeviceProfile) -> float:
+        """What the library's product takes: its measured rate, which reads weights from memory."""
+        tables = _tables(profile, "gemm")
+        rate = (tables.get(self.dtype) or tables["float32"])((self.rows, self.outputs, self.width))
+        flops = 2.0 * self.rows * self.outputs * self.width
+        return flops / (rate * 1e9) + profile.call_us * 1e-6
+
+    def kernel_seconds(self, profile: DeviceProfile) -> float | None:
+        """What our kernel takes; None where the profile has not measured it on the dtype."""
+        table = profile.weight_gb_per_s.get("few_rows", {}).get(self.dtype)
+        if table is None or profile.kernel_launch_us is None:
+            return None
+        rate = table.interpolator()((float(self.rows),))
+        return self.weight_bytes / (rate * 1e9) + profile.kernel_launch_us * 1e-6

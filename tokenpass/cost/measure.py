@@ -8,12 +8,12 @@ takes less time.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from tokenpass.cost.device import DeviceProfile, device_fingerprint
+from tokenpass.cost.device import WEIGHT_WORK, DeviceProfile, device_fingerprint
 from tokenpass.cost.measure_cases import (
     COARSE,
     FINE,
@@ -54,9 +54,12 @@ def measure(
     device: torch.device | str,
     progress: Progress | None = None,
     seconds: float = 45.0,
+    kernels: Callable[[torch.device], Iterable[Case]] = lambda device: (),
 ) -> DeviceProfile:
     """Time the kernels of `device` for about `seconds`; `progress(share_done, what)` is called.
 
+    `kernels` gives the cases of our own: tables named by their work, over rows, whose work is the
+    bytes that are read of a weight; and "kernel_launch", a call that does next to nothing.
     Raises UserError for a device that is not a CPU or a CUDA GPU, or for too little time.
     """
     device = torch.device(device)
@@ -65,7 +68,7 @@ def measure(
         raise UserError(f"device: expected cpu or cuda, got {device.type!r}")
     if not seconds >= 1:
         raise UserError(f"seconds: expected at least 1, got {seconds!r}")
-    todo = [*stream_cases(device), *element_cases(device)]
+    todo = [*stream_cases(device), *element_cases(device), *kernels(device)]
     for dtype, axes in scope.axes.items():
         todo += shape_cases(device, dtype, axes, scope.largest_flops)
     report = progress or (lambda share, what: None)
@@ -138,6 +141,7 @@ def _profile(
     def one(name: str) -> tuple[float, float]:
         return measured[name, "float32"][()]
 
+    launch = measured.get(("kernel_launch", "float32"))
     return DeviceProfile(
         name=f"measured {device.type}",
         kind="cuda" if device.type == "cuda" else "cpu",
@@ -149,10 +153,25 @@ def _profile(
         attention_gflop_per_s=shaped("attention"),
         masked_attention_gflop_per_s=shaped("masked_attention"),
         bandwidth_gb_per_s=_table({"bytes": MOVED_BYTES}, measured["bandwidth", "float32"]),
+        weight_gb_per_s=_weights(measured),
         element_g_per_s={name: _rate(one(name)) for name in ELEMENT_WORK},
         launch_us=round(one("launch")[1] * 1e6, 3),
         call_us=round(one("call")[1] * 1e6, 3),
+        kernel_launch_us=None if launch is None else round(launch[()][1] * 1e6, 3),
     )
+
+
+def _weights(
+    measured: Mapping[tuple[str, str], Measured],
+) -> dict[Work, dict[str, RateTable]]:
+    """The bytes per second of our own kernels, by work and dtype, over the rows that were timed."""
+    found: dict[Work, dict[str, RateTable]] = {}
+    for work in WEIGHT_WORK:
+        for (table, dtype), times in measured.items():
+            if table == work:
+                rows = sorted(point[0] for point in times)
+                found.setdefault(work, {})[dtype] = _table({"rows": rows}, times)
+    return found
 
 
 def _rate(measured: tuple[float, float]) -> float:

@@ -73,7 +73,7 @@ class Case:
     probe: bool = False
 
 
-class _Pool:
+class Pool:
     """Random numbers to take operands from; `fresh` moves on at each call, so caches are cold."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -97,7 +97,7 @@ def shape_cases(
     device: torch.device, dtype: torch.dtype, axes: Axes, largest_flops: float
 ) -> Iterator[Case]:
     """Cases of the tables over shapes, at the grid points that do no more than `largest_flops`."""
-    pool = _Pool(device, dtype)
+    pool = Pool(device, dtype)
     builders = {
         "gemm": _gemm,
         "bmm": _bmm,
@@ -116,25 +116,25 @@ def shape_cases(
                 yield Case(table, point, work, call, dtype_name(dtype), probe=probe)
 
 
-def _gemm(pool: _Pool, m: int, n: int, k: int) -> tuple[float, Call]:
+def _gemm(pool: Pool, m: int, n: int, k: int) -> tuple[float, Call]:
     x, bias = pool.fixed(m, k), pool.fixed(n)
     return 2.0 * m * n * k, lambda: F.linear(x, pool.fresh(n, k), bias)
 
 
-def _bmm(pool: _Pool, m: int, n: int, k: int) -> tuple[float, Call]:
+def _bmm(pool: Pool, m: int, n: int, k: int) -> tuple[float, Call]:
     batch = max(4, min(64, int(2e8 / (2 * m * n * k))))
     a, b = pool.fixed(batch, m, k), pool.fixed(batch, k, n)
     return 2.0 * batch * m * n * k, lambda: torch.bmm(a, b)
 
 
-def _conv(pool: _Pool, m: int, n: int, k: int) -> tuple[float, Call]:
+def _conv(pool: Pool, m: int, n: int, k: int) -> tuple[float, Call]:
     """Patches of 16 x 16 pixels in 3 channels (k = 768), 196 of them in an image."""
     images = pool.fixed(m // 196, 3, 224, 224)
     weight, bias = pool.fixed(n, 3, 16, 16), pool.fixed(n)
     return 2.0 * m * n * k, lambda: F.conv2d(images, weight, bias, stride=16)
 
 
-def _attention(pool: _Pool, q: int, k: int, d: int, masked: bool = False) -> tuple[float, Call]:
+def _attention(pool: Pool, q: int, k: int, d: int, masked: bool = False) -> tuple[float, Call]:
     """Operands laid out as projections leave them: [batch, tokens, heads, dim], transposed."""
     heads = max(4, min(64, int(1e8 / (4 * q * k * d))))
     query = pool.fixed(1, q, heads, d).transpose(1, 2)
@@ -146,13 +146,13 @@ def _attention(pool: _Pool, q: int, k: int, d: int, masked: bool = False) -> tup
     )
 
 
-def _masked_attention(pool: _Pool, q: int, k: int, d: int) -> tuple[float, Call]:
+def _masked_attention(pool: Pool, q: int, k: int, d: int) -> tuple[float, Call]:
     return _attention(pool, q, k, d, masked=True)
 
 
 def stream_cases(device: torch.device) -> Iterator[Case]:
     """Cases of the bandwidth curve: x + y into a new buffer, bytes moved per call."""
-    pool = _Pool(device, torch.float32)
+    pool = Pool(device, torch.float32)
     for moved in MOVED_BYTES:
         size = moved // 12
         x, y = pool.fixed(2, size)
@@ -163,7 +163,7 @@ def stream_cases(device: torch.device) -> Iterator[Case]:
 
 def element_cases(device: torch.device) -> Iterator[Case]:
     """Cases of the rates per element, on values that stay in a cache, and of call overheads."""
-    pool = _Pool(device, torch.float32)
+    pool = Pool(device, torch.float32)
     small, rows = pool.fixed(2**16), pool.fixed(96, 768)
     gain, bias = pool.fixed(2, 768)
     index = torch.arange(95, -1, -1, device=device)

@@ -14,6 +14,7 @@ from tokenpass.ops import (
     attention_row,
     bipartite_match,
     farthest_point,
+    few_rows_linear,
     gather_tokens,
     glu_neuron,
     mask_compact,
@@ -21,6 +22,7 @@ from tokenpass.ops import (
     merge_tokens,
     row_stats_relu,
     sparse_input_gemv,
+    sparse_linear,
     sparse_output_gemv,
 )
 from tokenpass.ops.operator import NAMESPACE, Operator
@@ -30,6 +32,7 @@ OPERATORS: tuple[Operator, ...] = (
     attention_row.OPERATOR,
     bipartite_match.OPERATOR,
     farthest_point.OPERATOR,
+    few_rows_linear.OPERATOR,
     gather_tokens.OPERATOR,
     glu_neuron.OPERATOR,
     mask_compact.OPERATOR,
@@ -37,6 +40,7 @@ OPERATORS: tuple[Operator, ...] = (
     merge_tokens.OPERATOR,
     row_stats_relu.OPERATOR,
     sparse_input_gemv.OPERATOR,
+    sparse_linear.OPERATOR,
     sparse_output_gemv.OPERATOR,
 )
 

@@ -20,6 +20,8 @@ Work = Literal[
     "scatter",
     "sort",
     "view",
+    "few_rows",
+    "listed_rows",
 ]
 
 
@@ -28,7 +30,9 @@ class OpCost:
     """Cost of one call: arithmetic, and the sizes its efficiency depends on.
 
     `work` names the device-profile curve that applies; `flops` counts multiply and add apart;
-    `dims` are the curve's arguments (gemm, bmm, conv: batch, m, n, k; attention: batch*heads,
+    "few_rows" and "listed_rows" are products by kernels of ours that read a weight, or listed rows
+    of one, at the speed of memory: like "gemm" where a profile does not know them.
+    `dims` are the curve's arguments (gemm and its kin: batch, m, n, k; attention: batch*heads,
     queries, keys, head dim; everything else: elements). `weight` multiplies the elements, so that
     a cheaper or dearer operator shares a curve ("special" is exp and its kin). `calls` counts what
     is started one after the other: an operator of ours makes as many calls as its reference

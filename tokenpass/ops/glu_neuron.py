@@ -131,7 +131,7 @@ def cost(
     texts += product(rows, outputs) * flops(parse(epilogue))
     both = width + outputs
     return OpCost(
-        work="gemm",
+        work="listed_rows",
         flops=share * 2 * product(rows, neurons, both) + texts,
         dims=(product(), product(rows), product(both), share * product(neurons)),
         calls=CALLS

@@ -115,7 +115,7 @@ def cost(
     elements = product(rows, outputs)
     share = share_of(density)
     return OpCost(
-        work="gemm",
+        work="listed_rows",
         flops=share * 2 * product(rows, entries, outputs) + elements * flops(parse(epilogue)),
         dims=(product(), product(rows), product(outputs), share * product(entries)),
         calls=CALLS + text_calls(epilogue),

@@ -87,7 +87,7 @@ def cost(
     rows, (entries, width) = x.shape[0], weight.shape
     elements = product(rows, entries)
     return OpCost(
-        work="gemm",
+        work="listed_rows",
         flops=2 * product(rows, entries, width) + elements * flops(parse(epilogue)),
         dims=(product(), product(rows), product(entries), product(width)),
         calls=CALLS + len(inputs) + text_calls(epilogue),

@@ -29,9 +29,9 @@ from tokenpass.pipeline.found import exact_edits
 from tokenpass.pipeline.planned import Planned, carried_out
 from tokenpass.pipeline.regions import (
     carry_out_regions,
-    find_replacements,
     in_graph_order,
     region_context,
+    with_regions,
 )
 from tokenpass.pipeline.sparsity import mask_facts, pinned_lossy
 from tokenpass.plan.levels import TOKENS, evaluator
@@ -94,25 +94,22 @@ def with_pinned_regions(
 ) -> Planned:
     """The regions that edits name replaced, whether it pays or not."""
     lossy = [edit for edit in edits if edit.pass_name in lossy_passes()]
-    wanted = {edit.site for edit in edits if edit not in lossy}
-    context = region_context(planned.module or planned.view.module, captured, config)
-    found, rejections = find_replacements(context, captured)
-    exact = [one for one in found if one[1].site in wanted]
     for edit in lossy:
         pinned_share(config, edit)
-    made, masks = pinned_lossy(planned, captured, config, lossy)
-    chosen = [*exact, *made]
-    lost = [e.site for e in edits if e.site not in {one.site for _, one in chosen}]
+    chosen, masks = pinned_lossy(planned, captured, config, lossy)
+    ordered = in_graph_order(region_context(planned, captured, config), chosen)
+    made = carry_out_regions(planned, captured, config, ordered)
+    named = {(edit.pass_name, edit.site) for edit in edits if edit not in lossy}
+    made = with_regions(made, captured, config, named)
+    found = {(edit.pass_name, edit.site) for edit in made.plan.edits}
+    lost = [edit for edit in edits if (edit.pass_name, edit.site) not in found]
     if lost:
-        why = [str(r) for r in rejections if r.where == lost[0]]
+        why = [str(r) for r in made.plan.rejections if r.where == lost[0].site]
         raise PlanMismatchError(
-            f"{config.origin}: this graph has nothing that could be replaced at {lost[0]!r}"
-            + (f": {why[0]}" if why else "")
+            f"{config.origin}: {lost[0].pass_name}: this graph has nothing that could be replaced "
+            f"at {lost[0].site!r}" + (f": {why[0]}" if why else "")
         )
-    result = carry_out_regions(
-        planned, captured, config, in_graph_order(context, chosen), rejections
-    )
-    return replace(result, masks=mask_facts(planned.view.module, captured, masks))
+    return replace(made, masks=mask_facts(planned.view.module, captured, masks))
 
 
 def pinned_share(config: Config, edit: Edit) -> float:

@@ -63,18 +63,22 @@ class Planned:
         return not any(edit.pass_name in lossy for edit in self.plan.edits)
 
 
-def op_costs(device: str) -> dict[Any, Callable[..., Any]]:
+def op_costs(device: str, profile: DeviceProfile) -> dict[Any, Callable[..., Any]]:
     """Cost rules of our own operators, as the cost model calls them (result first).
 
     With a kernel for the type of device an operator is one call, which its way through Python
-    makes as dear as `KERNEL_CALLS` of torch's own.
+    makes as dear as several of torch's own: as many as the profile has measured, else
+    `KERNEL_CALLS`.
     """
+    calls = KERNEL_CALLS
+    if profile.kernel_launch_us is not None and profile.call_us > 0:
+        calls = max(1, round(profile.kernel_launch_us / profile.call_us))
     kernels = {template.operator for template in TEMPLATES if template.device == device}
 
     def rule(operator: Operator) -> Callable[..., Any]:
         def cost(out: Any, *args: Any, **kwargs: Any) -> OpCost:
             found = operator.cost(*args, **kwargs)
-            return replace(found, calls=KERNEL_CALLS) if operator.name in kernels else found
+            return replace(found, calls=calls) if operator.name in kernels else found
 
         return cost
 
@@ -111,7 +115,7 @@ def carried_out(
     """The graph that actions give, priced as itself."""
     made = rewrite(unedited.view, actions, captured.fakes, captured.mode)
     rejections = (*unedited.plan.rejections, *made.barriers)
-    edited = graph_cost(made.module, op_costs(device_of(captured).type))
+    edited = graph_cost(made.module, op_costs(device_of(captured).type, unedited.profile))
     cost = edited.evaluate(unedited.sizes, unedited.profile, config.objective)
     plan = replace(
         unedited.plan, edits=edits, planned_cost=cost, notes=notes, rejections=rejections

@@ -50,7 +50,7 @@ def make_plan(view: View, captured: Captured, config: Config) -> Planned:
     # what one rank measured, the others do not know: all must find the same plan
     shared = has_collectives(view.module.graph)
     profile = find_profile(device_of(captured), config.device_profile, measured=not shared)
-    dense = graph_cost(view.module, op_costs(device_of(captured).type))
+    dense = graph_cost(view.module, op_costs(device_of(captured).type, profile))
     sizes = size_hints(captured)
     dense_cost = dense.evaluate(sizes, profile, config.objective)
     mark = fingerprint(view.module)
@@ -198,7 +198,7 @@ class Planner:
             self.captured.fakes,
             choices_of(self.found, self.view),
             lambda levels: self.actions([constant(level) for level in levels], exact),
-            op_costs(device_of(self.captured).type),
+            op_costs(device_of(self.captured).type, self.unedited.profile),
             self.unedited.profile,
             self.config.objective,
         )

@@ -6,7 +6,7 @@ what they replace, from the cost model. Second copies of weights stay under `pac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from tokenpass.capture.dynamo import Captured
 from tokenpass.codegen import TEMPLATES
 from tokenpass.config import Config
+from tokenpass.cost.device import DeviceProfile
 from tokenpass.cost.roofline import GraphCost, graph_cost
 from tokenpass.edits import Edit, Rejection
 from tokenpass.graph.aliases import written_nodes
@@ -27,14 +28,36 @@ from tokenpass.rewrite.verify import verify_rewrite
 from tokenpass.statistics.finding import find_calibration
 from tokenpass.tracing import placeholders, source_line
 
+DTYPE_NAMES = frozenset({"float32", "bfloat16", "float16"})
+"""Dtypes of which kernels read weights."""
 
-def with_regions(planned: Planned, captured: Captured, config: Config) -> Planned:
-    """A plan with the exact replacements that pay."""
-    context = region_context(planned.module or planned.view.module, captured, config)
-    found, rejections = find_replacements(context, captured)
-    paid = paying(planned, captured, config, context.module, found)
-    chosen, more = affordable(paid, captured, config)
-    return carry_out_regions(planned, captured, config, chosen, (*rejections, *more))
+FASTER = 0.95
+"""A kernel that gains nothing but speed is used where it takes at most this share of the time."""
+
+
+def with_regions(
+    planned: Planned,
+    captured: Captured,
+    config: Config,
+    named: Collection[tuple[str, str]] | None = None,
+) -> Planned:
+    """A plan with the exact replacements that pay, or with those `named` (pass and site) alone.
+
+    One pass after the other, each on the graph that the one before it gave.
+    """
+    for item in all_passes():
+        if not isinstance(item, RegionPass):
+            continue
+        context = region_context(planned, captured, config, weighed=named is not None)
+        found, rejections = find_replacements(context, captured, item)
+        if named is None:
+            paid, slow = paying(planned, captured, config, context.module, found)
+            chosen, more = affordable(paid, captured, config, planned.packed_bytes)
+            rejections = (*rejections, *slow, *more)
+        else:
+            chosen = [one for one in found if (one[0], one[1].site) in named]
+        planned = carry_out_regions(planned, captured, config, chosen, rejections)
+    return planned
 
 
 def carry_out_regions(
@@ -42,7 +65,7 @@ def carry_out_regions(
     captured: Captured,
     config: Config,
     chosen: Sequence[Named],
-    rejections: tuple[Rejection, ...],
+    rejections: tuple[Rejection, ...] = (),
 ) -> Planned:
     """A plan with chosen replacements, priced as the graph that they give."""
     known = (*planned.plan.rejections, *rejections)
@@ -52,13 +75,14 @@ def carry_out_regions(
     made = replaced(module, [one for _, one in chosen], len(planned.plan.edits))
     short = planned.view.caches if config.shorter_cache else frozenset()
     verify_rewrite(planned.view.module, made, short)
-    edited = graph_cost(made, op_costs(device_of(captured).type))
+    edited = graph_cost(made, op_costs(device_of(captured).type, planned.profile))
     edits = tuple(Edit(name, one.site, one.policy, one.level) for name, one in chosen)
+    packed = planned.packed_bytes + sum(one.packed_bytes for _, one in chosen)
     cost = edited.evaluate(planned.sizes, planned.profile, config.objective)
     plan = replace(
         planned.plan,
         edits=(*planned.plan.edits, *edits),
-        planned_cost=cost + copies(config, [one for _, one in chosen]),
+        planned_cost=cost + copies(config, packed),
         rejections=known,
     )
     before = planned.rewritten or Rewritten(module)
@@ -67,7 +91,7 @@ def carry_out_regions(
         plan=plan,
         rewritten=replace(before, module=made),
         edited=edited,
-        packed_bytes=sum(one.packed_bytes for _, one in chosen),
+        packed_bytes=packed,
     )
 
 
@@ -75,8 +99,21 @@ Named = tuple[str, Replacement]
 """A replacement with the name of its pass."""
 
 
-def region_context(module: GraphModule, captured: Captured, config: Config) -> RegionContext:
-    """What region passes are told of a graph: the dense one, or what token edits made of it."""
+def region_context(
+    planned: Planned, captured: Captured, config: Config, *, weighed: bool = False
+) -> RegionContext:
+    """What region passes are told of a plan's graph so far.
+
+    `weighed`: what a plan names was weighed when it was made, and needs no rates.
+    """
+    rated = DTYPE_NAMES if weighed else planned.profile.weight_gb_per_s.get("few_rows", {})
+    return context_of(planned.module or planned.view.module, captured, config, frozenset(rated))
+
+
+def context_of(
+    module: GraphModule, captured: Captured, config: Config, rated: frozenset[str] = frozenset()
+) -> RegionContext:
+    """What region passes are told of a captured graph, or of what edits made of it."""
     examples = {node.name: value for node, value in captured.examples.items()}
     static = static_inputs(module, captured)
     return RegionContext(
@@ -85,6 +122,7 @@ def region_context(module: GraphModule, captured: Captured, config: Config) -> R
         written_nodes(module.graph),
         {node: examples[node.name] for node in static},
         find_calibration(config),
+        rated,
     )
 
 
@@ -95,23 +133,20 @@ def in_graph_order(context: RegionContext, chosen: Sequence[Named]) -> list[Name
 
 
 def find_replacements(
-    context: RegionContext, captured: Captured
+    context: RegionContext, captured: Captured, item: RegionPass
 ) -> tuple[list[Named], tuple[Rejection, ...]]:
-    """What all region passes could replace; the first pass that wants a value has it."""
-    passes = [item for item in all_passes() if isinstance(item, RegionPass)]
+    """What a pass could replace; the first replacement that wants a value has it."""
+    replacements, refused = item.replacements(context)
     found: list[Named] = []
-    rejections: list[Rejection] = []
+    rejections = list(refused)
     taken: set[Node] = set()
-    for item in passes:
-        replacements, refused = item.replacements(context)
-        rejections += refused
-        for one in replacements:
-            reason = unserved(one, captured)
-            if reason is not None:
-                rejections.append(reason)
-            elif one.node not in taken:
-                taken.add(one.node)
-                found.append((item.name, one))
+    for one in replacements:
+        reason = unserved(one, captured)
+        if reason is not None:
+            rejections.append(reason)
+        elif one.node not in taken:
+            taken.add(one.node)
+            found.append((item.name, one))
     return found, tuple(rejections)
 
 
@@ -150,29 +185,58 @@ def paying(
     config: Config,
     module: GraphModule,
     found: Sequence[Named],
-) -> list[Named]:
-    """The replacements of every kind that are predicted to cost less than what they replace."""
+) -> tuple[list[Named], tuple[Rejection, ...]]:
+    """The replacements of every kind that are predicted to cost less than what they replace.
+
+    Also why those stay that gain nothing but speed, and too little of it.
+    """
     kinds: dict[tuple[str, str, str], list[Named]] = {}
     for name, one in found:
         kinds.setdefault((name, one.policy, one.level), []).append((name, one))
-    costs = op_costs(device_of(captured).type)
+    costs = op_costs(device_of(captured).type, planned.profile)
 
     def cost(graph: GraphCost) -> float:
         return graph.evaluate(planned.sizes, planned.profile, config.objective)
 
     before = cost(graph_cost(module, costs)) if kinds else 0.0
     kept: list[Named] = []
+    refused: list[Rejection] = []
     for same in kinds.values():
         mine = [one for _, one in same]
-        after = cost(graph_cost(replaced(module, mine, 0), costs)) + copies(config, mine)
+        reason = slower(mine, planned.profile, config)
+        if reason is not None:
+            refused.append(reason)
+            continue
+        packed = sum(one.packed_bytes for one in mine)
+        after = cost(graph_cost(replaced(module, mine, 0), costs)) + copies(config, packed)
         if after < before * (1 - NO_CHANGE):
             kept += same
-    return [one for one in found if one in kept]
+    return [one for one in found if one in kept], tuple(refused)
 
 
-def copies(config: Config, chosen: Sequence[Replacement]) -> float:
+def slower(same: Sequence[Replacement], profile: DeviceProfile, config: Config) -> Rejection | None:
+    """Why replacements of one kind, which gain nothing but speed, do not gain enough of it."""
+    one = same[0]
+    if one.read is None:
+        return None
+    where = one.site if len(same) == 1 else f"{one.site} and {len(same) - 1} of its size"
+    ours = one.read.kernel_seconds(profile)
+    if ours is None or config.objective != "latency":
+        because = f"objective {config.objective} counts no time"
+        return Rejection("no_faster_kernel", where, because, "objective: latency")
+    library = one.read.library_seconds(profile)
+    if ours <= FASTER * library:
+        return None
+    because = (
+        f"{one.read.rows} x {one.read.width} by {one.read.outputs} {one.read.dtype} takes "
+        f"{1e6 * ours:.0f} us by our kernel, {1e6 * library:.0f} by the library"
+    )
+    return Rejection("no_faster_kernel", where, because, "", source_line(one.origin))
+
+
+def copies(config: Config, packed_bytes: int) -> float:
     """What second copies of weights add to a plan's cost: bytes, where those are counted."""
-    return float(sum(one.packed_bytes for one in chosen)) if config.objective == "memory" else 0.0
+    return float(packed_bytes) if config.objective == "memory" else 0.0
 
 
 def weight_bytes(captured: Captured) -> int:
@@ -185,11 +249,14 @@ def weight_bytes(captured: Captured) -> int:
 
 
 def affordable(
-    found: Sequence[Named], captured: Captured, config: Config
+    found: Sequence[Named], captured: Captured, config: Config, taken: int
 ) -> tuple[list[Named], tuple[Rejection, ...]]:
-    """The replacements, first come first served, whose copies of weights fit `pack_memory`."""
+    """The replacements, first come first served, whose copies of weights fit `pack_memory`.
+
+    `taken`: bytes of the copies that the plan has already.
+    """
     weights = weight_bytes(captured)
-    left, kept, refused = config.pack_memory * weights, list[Named](), list[Rejection]()
+    left, kept, refused = config.pack_memory * weights - taken, list[Named](), list[Rejection]()
     for name, one in found:
         if one.packed_bytes > left:
             because = (

@@ -1,8 +1,8 @@
 """Lossy replacements of regions: what is left out where, so that a plan meets its budget.
 
-They come behind the token edits, on the graph that those gave, and beside the exact replacements: a
-region has one or the other. What a level costs is read off the cost of graphs with one region
-replaced, one for each kind of region, at two levels: between them bytes and time are linear.
+They come behind the token edits, on the graph that those gave, and before the exact replacements,
+which take what is left. What a level costs is read off the cost of graphs with one region replaced,
+one for each kind of region, at two levels: between them bytes and time are linear.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch.fx import GraphModule
 
 from tokenpass.capture.dynamo import Captured
 from tokenpass.config import Config, PassSpec
-from tokenpass.cost.roofline import graph_cost
 from tokenpass.edits import Edit, Rejection
 from tokenpass.graph.layers import layer_prefixes, under
 from tokenpass.graph.projections import gated, projection_region, projections
@@ -28,21 +27,19 @@ from tokenpass.passes.base import (
     LossyRegionPass,
     RegionContext,
 )
-from tokenpass.pipeline.planned import Planned, device_of, op_costs
+from tokenpass.pipeline.planned import Planned
 from tokenpass.pipeline.regions import (
     Named,
     carry_out_regions,
-    copies,
-    find_replacements,
     in_graph_order,
     region_context,
     static_inputs,
     unserved,
     weight_bytes,
+    with_regions,
 )
 from tokenpass.plan.allocation import Allocation, Curve, allocate
 from tokenpass.reference.facts import MaskFacts
-from tokenpass.rewrite.replacing import Replacement, replaced
 
 LEVELS = 14
 """Levels of a region between none and the highest."""
@@ -71,19 +68,16 @@ class Sparsifier:
         if not self.wanted:
             return self.exact
         choices, rejections = self.found
-        known = replace(
-            self.exact,
-            plan=replace(self.exact.plan, rejections=(*self.exact.plan.rejections, *rejections)),
-        )
+        known = with_rejections(self.exact, rejections)
         if not choices:
             return known
         budget, dense = self.config.budget, self.exact.plan.dense_cost
-        base = self.cost([one for _, one in self.replaced_exactly])
-        aim = None if budget is None else budget * dense - base
+        aim = None if budget is None else budget * dense - self.exact.plan.planned_cost
         best: Planned | None = None
         for _ in range(CORRECTIONS):
             allocation, refused = self.allocated(aim)
             if not self.chosen(allocation):
+                known = with_rejections(known, refused)
                 break
             made = self.make(allocation, (*rejections, *refused))
             if best is None or made.plan.planned_cost < best.plan.planned_cost:
@@ -142,53 +136,37 @@ class Sparsifier:
     @cached_property
     def context(self) -> RegionContext:
         """That graph, as region passes are told of it."""
-        return region_context(self.module, self.captured, self.config)
+        return region_context(self.tokens, self.captured, self.config)
 
     @property
     def able(self) -> bool:
         """Whether there is anything that could be left out."""
         return self.wanted and bool(self.found[0])
 
-    @property
-    def module(self) -> GraphModule:
-        """The graph whose regions are replaced."""
-        return self.tokens.module or self.tokens.view.module
-
-    @cached_property
-    def replaced_exactly(self) -> list[Named]:
-        """The replacements of the exact plan."""
-        sites = {edit.site for edit in self.exact.plan.edits[len(self.tokens.plan.edits) :]}
-        found, _ = find_replacements(self.context, self.captured)
-        return [one for one in found if one[1].site in sites]
-
-    def cost(self, chosen: Sequence[Replacement]) -> float:
-        """Of the graph with regions replaced."""
-        module = replaced(self.module, chosen, 0) if chosen else self.module
-        found = graph_cost(module, op_costs(device_of(self.captured).type))
-        planned = self.tokens
-        cost = found.evaluate(planned.sizes, planned.profile, self.config.objective)
-        return cost + copies(self.config, chosen)
+    def change(self, choice: LossyChoice, share: float) -> float:
+        """What one replacement alone changes of the exact plan's cost."""
+        exact = {(e.pass_name, e.site) for e in self.exact.plan.edits}
+        one = carry_out_regions(
+            self.tokens, self.captured, self.config, [(choice.pass_name, choice.replacement(share))]
+        )
+        made = with_regions(one, self.captured, self.config, exact)
+        return made.plan.planned_cost - self.exact.plan.planned_cost
 
     @cached_property
     def curves(self) -> list[Curve]:
         """Every choice's levels, against what the exact plan does there."""
-        dense, lines = self.cost([]), dict[str, tuple[float, float]]()
-        instead = {one.node: one for _, one in self.replaced_exactly}
-        saved: dict[str, float] = {}
+        lines: dict[str, tuple[float, float]] = {}
         found = []
-        for choice, share in self.found[0]:
-            shares = self.shares(choice, share)
+        for choice, fixed in self.found[0]:
             if choice.kind not in lines:
-                prices = [self.cost([choice.replacement(choice.highest * at)]) for at in PRICED]
-                slope = (prices[1] - prices[0]) / (choice.highest * (PRICED[1] - PRICED[0]))
-                lines[choice.kind] = prices[1] - slope * choice.highest - dense, slope
-                other = instead.get(choice.replacement(choice.highest).node)
-                saved[choice.kind] = 0.0 if other is None else self.cost([other]) - dense
+                low, high = (choice.highest * at for at in PRICED)
+                changes = self.change(choice, low), self.change(choice, high)
+                slope = (changes[1] - changes[0]) / (high - low)
+                lines[choice.kind] = changes[1] - slope * high, slope
             start, slope = lines[choice.kind]
-            base = saved[choice.kind]
-            costs = [0.0 if s == 0 else start + slope * s - base for s in shares]
-            errors = error_curve(choice, shares)
-            found.append(Curve(tuple(costs), errors))
+            shares = self.shares(choice, fixed)
+            costs = tuple(0.0 if share == 0 else start + slope * share for share in shares)
+            found.append(Curve(costs, error_curve(choice, shares)))
         return found
 
     def shares(self, choice: LossyChoice, fixed: float | None) -> tuple[float, ...]:
@@ -241,12 +219,14 @@ class Sparsifier:
 
     def packed_exactly(self, found: Allocation) -> int:
         """Bytes of the copies of exact replacements that stay."""
-        return sum(one.packed_bytes for _, one in self.kept(found))
-
-    def kept(self, found: Allocation) -> list[Named]:
-        """Exact replacements of regions that nothing lossy replaces."""
-        taken = {one.node for _, one in self.lossy(found)}
-        return [one for one in self.replaced_exactly if one[1].node not in taken]
+        exact = {edit.site for edit in self.exact.plan.edits}
+        gone = [
+            one
+            for choice, share in self.chosen(found)
+            if choice.site in exact
+            for one in [choice.replacement(share)]
+        ]
+        return self.exact.packed_bytes - sum(one.packed_bytes for one in gone)
 
     def lossy(self, found: Allocation) -> list[Named]:
         """The lossy replacements of an allocation."""
@@ -261,15 +241,21 @@ class Sparsifier:
         return [(choice, share) for choice, share in levels if share]
 
     def make(self, found: Allocation, rejections: tuple[Rejection, ...]) -> Planned:
-        """The graph of an allocation."""
-        chosen = in_graph_order(self.context, [*self.kept(found), *self.lossy(found)])
-        known = (*self.exact.plan.rejections[len(self.tokens.plan.rejections) :], *rejections)
-        made = carry_out_regions(self.tokens, self.captured, self.config, chosen, known)
+        """The graph of an allocation, with the exact replacements of what it leaves."""
+        chosen = in_graph_order(self.context, self.lossy(found))
+        made = carry_out_regions(self.tokens, self.captured, self.config, chosen, rejections)
+        made = with_regions(made, self.captured, self.config)
         error = math.hypot(self.tokens.plan.error, found.error)
         plan = replace(made.plan, error=error, notes=(*made.plan.notes, *found.notes))
         kept = {choice.site: choice.mask(share) for choice, share in self.chosen(found)}
         masks = mask_facts(self.tokens.view.module, self.captured, kept)
         return replace(made, plan=plan, masks=masks)
+
+
+def with_rejections(planned: Planned, more: tuple[Rejection, ...]) -> Planned:
+    """A plan that says of more places why they were left alone."""
+    plan = replace(planned.plan, rejections=(*planned.plan.rejections, *more))
+    return replace(planned, plan=plan)
 
 
 def fixed_share(spec: PassSpec) -> float | None:
@@ -317,7 +303,7 @@ def pinned_lossy(
     planned: Planned, captured: Captured, config: Config, edits: Sequence[Edit]
 ) -> tuple[list[Named], dict[str, EntryMask]]:
     """The replacements that pinned edits name, and their masks by site; those the graph has."""
-    context = region_context(planned.module or planned.view.module, captured, config)
+    context = region_context(planned, captured, config)
     passes = {item.name: item for item in all_passes() if isinstance(item, LossyRegionPass)}
     found: list[Named] = []
     masks: dict[str, EntryMask] = {}

@@ -18,6 +18,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from tokenpass.cost.group_time import WeightRead
 from tokenpass.tracing import (
     carry_over,
     fake_value,
@@ -35,7 +36,8 @@ class Replacement:
     `origin`: the operator of the model whose source line and module the new calls are told to have.
     `make` is given the means to add calls, and returns the node of the same shape and dtype.
     `site`, `policy` and `level` name it in a plan; `operators` are those it calls; `packed_bytes`
-    is what second copies of weights take that its kernels keep.
+    is what second copies of weights take that its kernels keep. `read` is set where nothing but
+    speed is gained: the weight whose reading must be faster by our kernel than by the library.
     """
 
     node: Node
@@ -46,6 +48,7 @@ class Replacement:
     make: Callable[[Calls], Node]
     operators: tuple[str, ...]
     packed_bytes: int = 0
+    read: WeightRead | None = None
 
 
 @dataclass(frozen=True, eq=False)
