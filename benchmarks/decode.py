@@ -70,6 +70,8 @@ class OptMlp(nn.Module):
 class OptDecoder(nn.Module):
     """OPT with `OPT_LAYERS` layers, one step at a fixed place of a cache of `CACHED` tokens."""
 
+    place: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         from transformers import OPTConfig, OPTForCausalLM, StaticCache  # noqa: PLC0415
