@@ -70,6 +70,8 @@ class OptMlp(nn.Module):
 class OptDecoder(nn.Module):
     """OPT with `OPT_LAYERS` layers, one step at a fixed place of a cache of `CACHED` tokens."""
 
+    place: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         from transformers import OPTConfig, OPTForCausalLM, StaticCache  # noqa: PLC0415
@@ -86,8 +88,9 @@ class OptDecoder(nn.Module):
         self.model = OPTForCausalLM(config)
         self.cache = StaticCache(config=config, max_cache_len=CACHED)
         self.register_buffer("place", torch.tensor([CACHED // 2]))
-        for layer in self.model.model.decoder.layers:
-            bias_for_zeros(layer.fc1)
+        for name, layer in self.model.named_modules():
+            if name.endswith(".fc1") and isinstance(layer, nn.Linear):
+                bias_for_zeros(layer)
 
     def forward(self, token: Tensor) -> Tensor:
         return self.model(

@@ -93,5 +93,5 @@ def test_kernel_cases_run_and_count_what_is_read(monkeypatch):
     whole = {c.dtype: c.work for c in cases if c.table == "few_rows"}
     assert whole == {"float32": 4.0 * 8 * 64, "bfloat16": 2.0 * 8 * 64}
     listed = [c.work for c in cases if c.table == "listed_rows" and c.dtype == "float32"]
-    assert all(0 < work < whole["float32"] for work in listed)
+    assert all(0 < work < 4 * whole["float32"] for work in listed)
     assert list(kernel_cases.kernel_cases(torch.device("cuda"))) == []

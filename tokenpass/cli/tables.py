@@ -18,6 +18,7 @@ from tokenpass.cost.device import DeviceProfile
 from tokenpass.cost.rates import RateTable
 from tokenpass.edits import Rejection
 from tokenpass.explanation import Explanation
+from tokenpass.ops.cost_record import Work
 from tokenpass.report import HEAD, TO_THE_RIGHT, GraphReport, edit_text, headline, layer_cells, unit
 
 
@@ -144,7 +145,8 @@ def profile(measured: DeviceProfile) -> Table:
     for name, (rates, kind) in tables.items():
         for dtype, rate in rates.items():
             table.add_row(name, dtype, f"{max(rate.values):,.1f}", kind)
-    for work, name in (("few_rows", "product of few rows"), ("listed_rows", "sparse product")):
+    own: dict[Work, str] = {"few_rows": "product of few rows", "listed_rows": "sparse product"}
+    for work, name in own.items():
         for dtype, rate in measured.weight_gb_per_s.get(work, {}).items():
             table.add_row(name, dtype, f"{max(rate.values):,.1f}", "GB/s of weight")
     table.add_row("bandwidth", "", f"{max(measured.bandwidth_gb_per_s.values):,.1f}", "GB/s")

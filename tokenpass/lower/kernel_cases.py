@@ -21,7 +21,7 @@ OUTPUTS, WIDTH = 1024, 2048
 WEIGHTS = 16
 """Weights that take turns, together more than a cache holds."""
 LISTED = 0.25
-"""Share of entries that are listed."""
+"""Share of entries that are listed, of weights with as many times more: as much is read."""
 
 
 def kernel_cases(device: torch.device) -> Iterator[Case]:
@@ -39,10 +39,12 @@ def kernel_cases(device: torch.device) -> Iterator[Case]:
         pool = Pool(device, dtype)
         weights = [pool.fresh(OUTPUTS, WIDTH) for _ in range(WEIGHTS)]
         turn = Turn(weights)
+        larger = [pool.fresh(2 * OUTPUTS, 2 * WIDTH) for _ in range(max(1, WEIGHTS // 4))]
+        large_turn = Turn(larger)
         size = float(weights[0].numel() * weights[0].element_size())
         for rows in ROWS:
-            x, sparse = pool.fixed(rows, WIDTH), pool.fixed(rows, WIDTH).clone()
-            places = torch.rand(WIDTH, generator=torch.Generator().manual_seed(rows))
+            x, sparse = pool.fixed(rows, WIDTH), pool.fixed(rows, 2 * WIDTH).clone()
+            places = torch.rand(2 * WIDTH, generator=torch.Generator().manual_seed(rows))
             sparse[:, places.to(device) >= LISTED] = 0.0
             yield Case(
                 "few_rows",
@@ -52,13 +54,13 @@ def kernel_cases(device: torch.device) -> Iterator[Case]:
                 dtype_name(dtype),
                 probe=True,
             )
-            for weight in weights:  # its copy is made once, and not timed
+            for weight in larger:  # its copy is made once, and not timed
                 listed([sparse], "a0", None, weight, [], "y")
             yield Case(
                 "listed_rows",
                 (rows,),
-                size * float((sparse != 0).any(0).float().mean()),
-                lambda x=sparse, turn=turn: listed([x], "a0", None, turn(), [], "y"),
+                4 * size * float((sparse != 0).any(0).float().mean()),
+                lambda x=sparse, turn=large_turn: listed([x], "a0", None, turn(), [], "y"),
                 dtype_name(dtype),
                 probe=True,
             )

@@ -10,6 +10,7 @@ import torch
 from tests.codegen.parity import assert_agree, oracle_of, visible
 from tokenpass.codegen import TEMPLATES
 from tokenpass.codegen.base import problem_of
+from tokenpass.codegen.cpp.sparse_template import NO_MEMORY, require_memory
 from tokenpass.codegen.dispatch import Dispatcher
 from tokenpass.errors import CallError, FallbackWarning
 from tokenpass.lower.kernels import installed_kernels
@@ -222,3 +223,87 @@ def test_says_what_is_too_large():
         )
     rejection = template.supports(problem_of("sparse_input_gemv", (*arguments, [], "y")))
     assert rejection is not None and rejection.code == "kernel_shape"
+
+
+def test_dense_rows_pass_nan_and_infinities_on(run):
+    x, weight = torch.ones(2, 37), torch.ones(20, 37)
+    x[1, 36], weight[3, 0], weight[19, 35] = NAN, INF, -INF
+    (y,) = agree_with_nan(run, "few_rows_linear", [x], "a0", weight, [], "y")
+    assert y[1].isnan().all() and y[0, 3] == INF and y[0, 19] == -INF and y[0, 4] == 37
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 11])
+def test_one_launch_and_dense_rows_take_any_layout_and_dtype(run, rows):
+    generator = torch.Generator().manual_seed(rows)
+    wide = torch.randn(140, 180, generator=generator)
+    x, half = torch.randn(rows, 70, generator=generator), wide[:1, :70].half()
+    residual = torch.randn(1, 90, generator=generator).bfloat16()
+    for weight in (
+        wide[:90, :70],
+        wide[:70, :90].T,
+        wide[:1, :70].expand(90, 70),
+        wide[:90, ::2][:, :70],
+        wide[:90, :70].bfloat16(),
+        wide[:90, 1:71].half(),
+    ):
+        for given in (x, x.T.contiguous().T, torch.cat([x, x], 1)[:, ::2]):
+            few = ([given, half], "mul(a0, relu(a1))", weight, [residual], "add(y, a0)")
+            agree(run, "few_rows_linear", *few)
+            texts = ("mul(a0, relu(a1))", torch.tensor([0.4]), weight, [residual], "add(y, a0)")
+            agree(run, "sparse_linear", [given, half], *texts)
+
+
+@pytest.mark.parametrize("name", ["few_rows_linear", "sparse_linear", "sparse_input_gemv"])
+@pytest.mark.parametrize(("outputs", "entries"), [(1, 4000), (4000, 1), (130, 1500), (5000, 300)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_bits_for_every_number_of_threads(run, name, outputs, entries, dtype):
+    """Short rows of the packed weight, whose list is cut, and long ones, whose columns are."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(outputs, entries, generator=generator).to(dtype)
+    x = torch.randn(2, entries, generator=generator).to(dtype)
+    whole = (torch.arange(entries, dtype=torch.int32), x.float(), int32(entries))
+    given = {
+        "few_rows_linear": ([x], "a0", weight, [], "y"),
+        "sparse_linear": ([x], "relu(a0)", None, weight, [], "y"),
+        "sparse_input_gemv": (*whole, weight, [], "y"),
+    }[name]
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            results.append(agree(run, name, *given)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, results[0]) for one in results)
+
+
+def scale(weight):
+    weight.mul_(2.0)
+
+
+def scale_unseen(weight):
+    weight.data.mul_(2.0)
+
+
+def swap(weight):
+    weight.data = torch.randn(weight.shape)
+
+
+@pytest.mark.parametrize("change", [scale, scale_unseen, swap])
+def test_a_changed_weight_is_noticed_by_the_kernels(run, change):
+    weight, x, up = torch.randn(48, 70), torch.randn(1, 70), torch.randn(70, 70)
+    index, kept, count = run("mask_compact", [x], "relu(a0)", None)
+    for _ in range(2):
+        agree(run, "sparse_linear", [x], "relu(a0)", None, weight, [], "y")
+        agree(run, "sparse_input_gemv", index, kept, count, weight, [], "y")
+        agree(run, "glu_neuron", x, [x], "relu(a0)", None, up, None, weight, [], "y")
+        agree(run, "few_rows_linear", [x], "a0", weight, [], "y")
+        with torch.no_grad():
+            change(weight)
+
+
+def test_no_memory_for_what_lies_between_is_said():
+    with pytest.raises(MemoryError, match="tokenpass::glu_neuron"):
+        require_memory("glu_neuron", NO_MEMORY)
+    require_memory("glu_neuron", 0)
