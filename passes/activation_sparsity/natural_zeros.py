@@ -12,6 +12,7 @@ not read is not seen.) For few rows alone: the union of their lists is soon ever
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from torch.fx import Node
 from tokenpass.edits import Rejection
 from tokenpass.graph.pointwise_reader import NotPointwise, PointwiseReader, inputs_of
 from tokenpass.graph.projections import Part, ProjectionRegion, columns_of, projections
+from tokenpass.graph.routers import router_blocks
 from tokenpass.graph.zeros import zero_regions
 from tokenpass.ops.pointwise import Call, Expression, Input, Y, call
 from tokenpass.passes.base import Reason, RegionContext, RegionPass
@@ -117,7 +119,7 @@ def replacement(region: ProjectionRegion, name: str) -> Replacement:
         region.down,
         name,
         operators[-1],
-        str(region.entries),
+        level(region),
         lambda calls: shaped(calls, make(calls, region, tail), tail.end),
         operators,
         weight.numel() * weight.element_size(),
@@ -197,6 +199,15 @@ def products(calls: Calls, region: ProjectionRegion, tail: Tail, found: Active) 
         str(tail.expression),
         share_read(region),
     )
+
+
+def level(region: ProjectionRegion) -> str:
+    """The entries, or of a router's blocks `read*size`: those that are expected to be read."""
+    blocks = router_blocks(region)
+    if blocks is None:
+        return str(region.entries)
+    number, size = blocks
+    return f"{math.ceil(number * share_read(region))}*{size}"
 
 
 def share_read(region: ProjectionRegion) -> float:
@@ -333,7 +344,7 @@ def matrix(calls: Calls, node: Node) -> Node:
 
 OPERATORS: dict[Callable[[Calls, ProjectionRegion, Tail], Node], tuple[str, ...]] = {
     entries: ("mask_compact", "sparse_input_gemv"),
-    listed: ("mask_compact", "sparse_output_gemv", "sparse_input_gemv"),
+    listed: ("mask_compact", "sparse_input_gemv", "sparse_output_gemv"),
     neurons: ("glu_neuron",),
 }
 """What each way of computing a region calls; the last names it."""

@@ -11,11 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch.fx import Node
 
 from tokenpass.graph.pointwise_reader import inputs_of
 from tokenpass.graph.projections import Factor, ProjectionRegion, factors, product, projected
-from tokenpass.ops.pointwise import Expression, is_zero_where, parts
+from tokenpass.ops.pointwise import Expression, Input, is_zero_where, parts
+from tokenpass.tracing import fake_value
+
+aten = torch.ops.aten
 
 
 def routed(region: ProjectionRegion, static: frozenset[Node]) -> ProjectionRegion | None:
@@ -56,3 +60,16 @@ def factor_of(
     node = region.inputs[at]
     part = None if node in region.blocked else projected(region, node, static)
     return None if part is None else Factor(product(terms), part)
+
+
+def router_blocks(region: ProjectionRegion) -> tuple[int, int] | None:
+    """(number, size) of the blocks of entries for each of which the zero has one value."""
+    if not isinstance(region.zero, Input):
+        return None
+    node = region.inputs[region.zero.index]
+    blocks = region.blocked.get(node)
+    while node.target is aten.expand.default:
+        node = node.args[0]  # type: ignore[assignment]
+    shape = fake_value(node).shape
+    repeated = bool(shape) and isinstance(shape[-1], int) and shape[-1] == 1
+    return blocks if repeated else None
