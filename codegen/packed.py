@@ -53,6 +53,7 @@ class PackedWeights:
     def transposed(self, weight: Tensor) -> Tensor:
         """`[columns, rows]`, contiguous, of a weight `[rows, columns]`.
 
+        Of `[blocks, rows, columns]` it is `[blocks columns, rows]`: one block below the other.
         Raises RuntimeError for tensors made in inference mode: their writes are not counted.
         """
         held = self._kept.get(weight.data_ptr())
@@ -60,10 +61,10 @@ class PackedWeights:
             return held.copy
         self.drop_lost()
         with torch.no_grad():
-            turned = weight.detach().t()
+            turned = weight.detach().transpose(-1, -2)
             if turned.is_contiguous():  # it lies in that order already
-                return turned
-            copy = large(turned).copy_(turned)
+                return turned.flatten(0, -2)
+            copy = large(turned).copy_(turned).flatten(0, -2)
             held = Packed(
                 copy,
                 StorageWeakRef(weight.untyped_storage()),
@@ -111,12 +112,26 @@ def layout_of(weight: Tensor) -> tuple[object, ...]:
 
 def probes(weight: Tensor) -> Tensor:
     """The bits of a weight's values at places spread evenly: a view."""
+    if weight.dim() == 3:
+        return blocks_probes(weight)
     rows, columns = weight.shape
     count = min(PROBES, rows)
     step, across = max(1, rows // count), columns // max(count, 1)
     strides = (weight.stride(0) * step + weight.stride(1) * across,)
     found = weight.detach().as_strided((count,), strides, weight.storage_offset())
     return found.view(BITS[weight.element_size()])  # NaN is not equal to itself
+
+
+def blocks_probes(weight: Tensor) -> Tensor:
+    """The same for a weight in blocks: one at least of each."""
+    blocks, rows, columns = weight.shape
+    count = min(max(1, PROBES // max(blocks, 1)), rows)
+    step, across = max(1, rows // max(count, 1)), columns // max(count, 1)
+    strides = weight.stride(0), weight.stride(1) * step + weight.stride(2) * across
+    middle = columns // 2 if count == 1 else 0
+    start = weight.storage_offset() + weight.stride(2) * middle
+    found = weight.detach().as_strided((blocks, count), strides, start)
+    return found.contiguous().view(BITS[weight.element_size()])
 
 
 PACKED = PackedWeights()

@@ -7,6 +7,7 @@ point group `tokenpass.passes`; the backend treats both alike.
 from __future__ import annotations
 
 from tokenpass.passes.activation_sparsity.natural_zeros import NaturalZeros
+from tokenpass.passes.activation_sparsity.routed_experts import RoutedExperts
 from tokenpass.passes.base import ExactPass, LossyPass, RegionPass
 from tokenpass.passes.dead_tokens import DeadTokens
 from tokenpass.passes.token_reduction.token_merge import TokenMerge
@@ -14,6 +15,12 @@ from tokenpass.passes.token_reduction.token_prune import TokenPrune
 
 AnyPass = ExactPass | LossyPass | RegionPass
 
-PASSES: tuple[AnyPass, ...] = (DeadTokens(), NaturalZeros(), TokenMerge(), TokenPrune())
+PASSES: tuple[AnyPass, ...] = (
+    DeadTokens(),
+    NaturalZeros(),
+    RoutedExperts(),
+    TokenMerge(),
+    TokenPrune(),
+)
 
 __all__ = ["PASSES", "AnyPass", "ExactPass", "LossyPass", "RegionPass"]

@@ -18,6 +18,7 @@ from tokenpass.codegen.cpp.texts import Inputs, addresses, canonical, described,
 from tokenpass.codegen.cpp.vectors import prelude
 from tokenpass.codegen.packed import PACKED
 from tokenpass.errors import InternalError
+from tokenpass.ops.sparse_input_gemv import sizes_of
 
 MOST_ROWS = 8
 """Rows of y that one pass over the weight serves."""
@@ -86,7 +87,7 @@ class CppSparseInputGemv(SparseTemplate):
             epilogue: str,
             density: float = 1.0,
         ) -> Tensor:
-            rows, (outputs, entries) = kept.shape[0], weight.shape
+            rows, (outputs, entries) = kept.shape[0], sizes_of(weight)
             packed = PACKED.transposed(weight)
             index, kept = index.contiguous(), rows_of(kept)
             lines = list(map(rows_of, inputs))
