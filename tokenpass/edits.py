@@ -93,10 +93,6 @@ REJECTION_CODES: dict[str, tuple[str, str]] = {
         "zeros of one row are not those of the others, so that everything is read",
         "nothing: a dense product is as fast",
     ),
-    "experts_copied": (
-        "the chosen experts' weights are copied, and read in a way that no rule covers",
-        "experts_implementation='batched_mm' without biases, or nothing",
-    ),
     "pack_memory": (
         "a second copy of the weight would take more than is allowed",
         "raise the option pack_memory",

@@ -107,7 +107,7 @@ class CppSparseInputGemv(SparseTemplate):
                 torch.get_num_threads(),
             )
             if status:
-                require_list(self.operator, status, int(count), entries)
+                require_list(self.operator, status, int(count), int(entries))
             return out
 
         return launch

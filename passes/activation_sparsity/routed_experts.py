@@ -1,13 +1,11 @@
-"""Experts read in place: no copies of the chosen ones' weights, none of those that do not count.
+"""routed_experts: of experts that are all computed, those without a weight are not read.
 
-    before   y[t] = sum over j of w[t, j] D[ids[t, j]] (silu(G[ids[t, j]] x[t]) * (U[..] x[t]))
-    after    r[t, ids[t, j]] += w[t, j];  only experts with r != 0 are read, where they lie
-
-    also     y[t] = sum over e of r[t, e] D[e] silu(U[e] x[t])            of all experts
+    before   y[t] = sum over e of r[t, e] D[e] (silu(G[e] x[t]) * (U[e] x[t]))        all of them
+    after    the same over the experts e with r[t, e] != 0 in any row t
 
 All rows of the experts' weights form one matrix, and the router says which of them are needed: the
 list is that of a projection behind a router. A weight is applied before the last product instead
-of behind it, and an expert that was chosen twice is computed once, with the sum of its weights.
+of behind it, which is the same in real arithmetic.
 """
 
 from __future__ import annotations
@@ -20,12 +18,7 @@ import torch
 from torch.fx import Node
 
 from tokenpass.edits import Rejection
-from tokenpass.graph.experts import (
-    ExpertFactor,
-    ExpertRegion,
-    expert_regions,
-    looked_up_products,
-)
+from tokenpass.graph.experts import ExpertFactor, ExpertRegion, expert_regions
 from tokenpass.ops.pointwise import Y
 from tokenpass.passes.activation_sparsity.natural_zeros import DTYPES, density, fits, put_in
 from tokenpass.passes.base import Reason, RegionContext, RegionPass
@@ -37,7 +30,7 @@ aten = torch.ops.aten
 
 
 class RoutedExperts(RegionPass):
-    """Weighted sums over experts, chosen or not, whose weights are stacked."""
+    """Weighted sums over experts whose weights are stacked."""
 
     name: ClassVar[str] = "routed_experts"
 
@@ -46,20 +39,13 @@ class RoutedExperts(RegionPass):
     ) -> tuple[tuple[Replacement, ...], tuple[Rejection, ...]]:
         found: list[Replacement] = []
         refused: list[Rejection] = []
-        graph, covered = context.module.graph, set[Node]()
-        for region in expert_regions(graph, context.static):
-            covered |= region.nodes
+        for region in expert_regions(context.module.graph, context.static):
             reason, name = unsound(region, context), site(region.last)
             if reason is None:
                 found.append(replacement(region, name))
                 continue
             code, because, hint = reason
             refused.append(Rejection(code, name, because, hint, source_line(region.last)))
-        for one in looked_up_products(graph, context.static):
-            if one.node not in covered:
-                because = f"{one.node.name} multiplies copies of weights, and what follows is no sum"
-                line = source_line(one.node)
-                refused.append(Rejection("experts_copied", site(one.node), because, "", line))
         return tuple(found), tuple(refused)
 
 
@@ -76,8 +62,7 @@ def unsound(region: ExpertRegion, context: RegionContext) -> Reason:
         return "region_dtype", f"the weights are {types}", "float32, bfloat16 or float16"
     if fake_value(region.end).dtype != fake_value(region.down).dtype and not narrowed(region):
         return "region_dtype", "the sum is wider than the weights", "weights of the sum's type"
-    given = [one for one in (region.ids, region.tokens, *region.router) if one is not None]
-    for node in {region.end, *region.nodes, *stacks, *given}:
+    for node in {region.end, region.tokens, *region.nodes, *region.router, *stacks}:
         if node in context.written:
             line = source_line(context.written[node]) or context.written[node].name
             return "mutated_alias", f"{node.name} is written to in place by {line}", ""
@@ -95,12 +80,15 @@ def narrowed(region: ExpertRegion) -> bool:
         for user in node.users:
             if user.target in shapes:
                 queue.append(user)
-            elif fake_value(user) is None or user.target not in (
-                aten.to.dtype,
-                aten._to_copy.default,
+            elif (
+                fake_value(user) is None
+                or user.target
+                not in (
+                    aten.to.dtype,
+                    aten._to_copy.default,
+                )
+                or fake_value(user).dtype != wanted
             ):
-                return False
-            elif fake_value(user).dtype != wanted:
                 return False
     return True
 
@@ -139,9 +127,7 @@ def computed(calls: Calls, region: ExpertRegion) -> Node:
         h = neurons(calls, factor, x, (index, count), (size, share))
         kept = calls.call(aten.mul.Tensor, kept, h)
     down = calls[region.down]
-    y = calls.call(
-        ours.sparse_input_gemv.default, index, kept, count, down, [], "y", share
-    )
+    y = calls.call(ours.sparse_input_gemv.default, index, kept, count, down, [], "y", share)
     wanted = fake_value(region.end).dtype
     return y if fake_value(y).dtype == wanted else calls.call(aten.to.dtype, y, wanted)
 
@@ -153,7 +139,7 @@ def neurons(
     listed: tuple[Node, Node],
     sizes: tuple[int, float],
 ) -> Node:
-    """`[rows, experts * size]`, in the list's order: a function of listed rows of a weight, times x.
+    """`[rows, experts * size]` in the list's order: a function of x times listed rows of a weight.
 
     Where an expert's weight holds more rows (gate and up in one), entry i of expert e is row
     e height + start + i of all.
@@ -176,21 +162,11 @@ def neurons(
 
 
 def router(calls: Calls, region: ExpertRegion) -> Node:
-    """`[rows, experts]`, float32: what each expert's result is multiplied with, 0 where by nothing.
-
-    An expert that was chosen twice has both weights: additions, not assignments.
-    """
-    weight = calls[region.router[0]]
-    for other in region.router[1:]:
-        weight = calls.call(aten.mul.Tensor, weight, calls[other])
+    """`[rows, experts]`, float32: what each expert's result is multiplied with."""
+    weight, *others = (
+        calls.call(aten.reshape.default, calls[one], [region.experts, -1]) for one in region.router
+    )
+    for other in others:
+        weight = calls.call(aten.mul.Tensor, weight, other)
     weight = calls.call(aten.to.dtype, weight, torch.float32)
-    if region.ids is None:
-        weight = calls.call(aten.squeeze.dim, weight, -1)
-        return calls.call(aten.transpose.int, weight, 0, 1)
-    weight = calls.call(aten.reshape.default, weight, [-1, region.chosen])
-    ids = calls.call(aten.reshape.default, calls[region.ids], [-1, region.chosen])
-    rows = fake_value(weight).shape[0]
-    if not isinstance(rows, int):
-        rows = calls.call(aten.sym_size.int, weight, 0)
-    none = calls.call(aten.new_zeros.default, weight, [rows, region.experts])
-    return calls.call(aten.scatter_add.default, none, 1, ids, weight)
+    return calls.call(aten.transpose.int, weight, 0, 1)

@@ -1,7 +1,6 @@
-"""Experts whose weights are stacked, weighted by a router and summed, in two spellings.
+"""Experts whose weights are stacked, all computed, weighted by a router and summed.
 
-    y[t] = sum over j of w[t, j] D[e] h(U[e] x[t]),  e = ids[t, j]       copies of the chosen ones
-    y[t] = sum over e of r[t, e] D[e] h(U[e] x[t])                       all of them, most r being 0
+    y[t] = sum over e of r[t, e] D[e] h(U[e] x[t])            most r are 0
 
 Read backwards from the sum. Every step between is a rule over a single operator: a product with a
 stack of weights, an elementwise expression, an arrangement that keeps the order of the numbers.
@@ -10,8 +9,6 @@ stack of weights, an elementwise expression, an arrangement that keeps the order
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +26,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, eq=False)
 class ExpertFactor:
-    """A function of some rows of every expert's weight, `weight[:, start:start + size]`, times x."""
+    """A function of x times some rows of every expert's weight: `size` rows from `start`."""
 
     expression: Expression
     weight: Node
@@ -41,9 +38,8 @@ class ExpertRegion:
     """A weighted sum over experts: `end` is the sum, `last` the product with `down`.
 
     `tokens` [rows, width] is what the experts read, `factors` make the neurons, `size` of each
-    expert. `ids`: which experts were chosen, a row's one beside the other, `chosen` of them; None
-    where all are computed. `router`: the factors of their weights, in the order of the ids, or
-    [experts, rows, 1]. `density`: the share of experts of one row that are expected to count.
+    expert. `router`: the factors of their weights, [experts, rows, 1] or that order otherwise
+    shaped. `density`: the share of experts of one row that are expected to have a weight.
     """
 
     end: Node
@@ -52,8 +48,6 @@ class ExpertRegion:
     tokens: Node
     factors: tuple[ExpertFactor, ...]
     router: tuple[Node, ...]
-    ids: Node | None
-    chosen: int
     rows: Any
     density: float
     nodes: frozenset[Node]
@@ -71,15 +65,10 @@ class ExpertRegion:
 
 @dataclass(frozen=True, eq=False)
 class ExpertProduct:
-    """A product of every row with its own matrix of a stack `weight` [experts, out, in].
-
-    `operand` holds the rows. `ids`: the matrix of each; None where expert e has rows of its own,
-    [experts, rows, in].
-    """
+    """`operand` [experts, rows, in], each expert's rows times its own of `weight` [.., out, in]."""
 
     node: Node
     weight: Node
-    ids: Node | None
     operand: Node
 
 
@@ -89,58 +78,35 @@ def expert_regions(graph: Graph, static: frozenset[Node]) -> list[ExpertRegion]:
     return [region for region in found if region is not None]
 
 
-def looked_up_products(graph: Graph, static: frozenset[Node]) -> Iterator[ExpertProduct]:
-    """All products with copies of chosen experts' weights."""
-    for node in calls(graph):
-        made = expert_product(node, static)
-        if made is not None and made.ids is not None:
-            yield made
-
-
 def expert_region(node: Node, static: frozenset[Node]) -> ExpertRegion | None:
     """The region that ends in a sum; None where any step of it is not as described."""
-    if node.target is not aten.sum.dim_IntList or not is_float(node) or len(node.args) > 2:
+    if node.target is not aten.sum.dim_IntList or not is_float(node) or len(node.args) != 2:
         return None
-    terms, dims = node.args[0], node.args[1]
+    terms, dims = node.args
+    if not isinstance(terms, Node):
+        return None
     shape = tuple(fake_value(terms).shape)
-    if len(shape) != 3 or not isinstance(dims, list) or len(dims) != 1:
+    if len(shape) != 3 or dims not in ([0], [-3]) or not isinstance(shape[0], int):
         return None
     weighted = weighted_product(unshaped(terms), shape, static)
-    if weighted is None:
+    if weighted is None or fake_value(weighted[0].weight).shape[0] != shape[0]:
         return None
     last, router, passed = weighted
-    looked_up, dim = last.ids is not None, dims[0] % 3
-    chosen, rows = (shape[1], shape[0]) if looked_up else (shape[0], shape[1])
-    if dim != (1 if looked_up else 0) or not isinstance(chosen, int):
-        return None
-    made = neurons(last, chosen, rows, static)
-    experts = fake_value(last.weight).shape[0]
-    if not looked_up and chosen != experts:
-        return None
-    density = chosen / max(experts, 1) if looked_up else density_of(router)
-    fits = all(arranged(one, looked_up, chosen, rows) for one in router)
-    if made is None or density is None or not fits:
+    made = neurons(last, shape[1], static)
+    density = density_of(router)
+    if made is None or density is None:
         return None
     tokens, parts, inside = made
+    nodes = frozenset(passed | inside | {last.node})
     return ExpertRegion(
-        node,
-        last.node,
-        last.weight,
-        tokens,
-        parts,
-        router,
-        last.ids,
-        chosen,
-        rows,
-        min(density, 1.0),
-        frozenset(passed | inside | {last.node}),
+        node, last.node, last.weight, tokens, parts, router, shape[1], density, nodes
     )
 
 
 def weighted_product(
     node: Node, shape: tuple[Any, ...], static: frozenset[Node]
 ) -> tuple[ExpertProduct, tuple[Node, ...], set[Node]] | None:
-    """(product, weights, operators passed) of a product of experts times one weight for each row."""
+    """(product, weights, operators passed) of experts' results, each times its weight."""
     reader = PointwiseReader(shape[0] * shape[1], shape[2])
     try:
         terms = factors(reader.read(node))
@@ -152,19 +118,21 @@ def weighted_product(
     products = [expert_product(unshaped(one), static) for one in nodes]
     made = [one for one in products if one is not None]
     weights = tuple(one for one, found in zip(nodes, products, strict=True) if found is None)
-    if len(made) != 1 or not weights:
+    pairs = shape[0] * shape[1]
+    each = all(same(math.prod(fake_value(one).shape), pairs) for one in weights)
+    if len(made) != 1 or not weights or not each:
         return None
     return made[0], weights, reader.passed
 
 
 def neurons(
-    last: ExpertProduct, chosen: int, rows: Any, static: frozenset[Node]
+    last: ExpertProduct, rows: Any, static: frozenset[Node]
 ) -> tuple[Node, tuple[ExpertFactor, ...], set[Node]] | None:
     """(tokens, factors, operators passed) of what the last product multiplies."""
-    size, hidden = fake_value(last.weight).shape[2], unshaped(last.operand)
-    reader = PointwiseReader(chosen * rows, size)
+    experts, _, size = fake_value(last.weight).shape
+    reader = PointwiseReader(experts * rows, size)
     try:
-        terms = factors(reader.read(hidden))
+        terms = factors(reader.read(unshaped(last.operand)))
     except NotPointwise:
         return None
     by_input: dict[int, list[Expression]] = {}
@@ -179,11 +147,11 @@ def neurons(
     for at, mine in by_input.items():
         part = columns_of(reader.inputs[at])
         first = None if part is None else expert_product(unshaped(part.projection), static)
-        if part is None or first is None or part.length != size or first.ids is not last.ids:
+        if part is None or first is None or part.length != size:
             return None
-        if fake_value(first.weight).shape[0] != fake_value(last.weight).shape[0]:
+        if fake_value(first.weight).shape[0] != experts:
             return None
-        source = repeated(first, chosen, rows)
+        source = shared(first, rows)
         if source is None:
             return None
         tokens.add(source)
@@ -193,70 +161,34 @@ def neurons(
 
 
 def expert_product(node: Node, static: frozenset[Node]) -> ExpertProduct | None:
-    """A call as a product with a stack of weights, one row for each matrix of ids, or many."""
-    if node.target not in (aten.bmm.default, aten.matmul.default):
+    """A call as a product of every expert's rows with a transposed stack of weights."""
+    if node.target not in (aten.bmm.default, aten.matmul.default) or not is_float(node):
         return None
-    first, second = node.args[:2]
-    if not isinstance(first, Node) or not isinstance(second, Node) or not is_float(node):
+    operand, stack = node.args[:2]
+    if not isinstance(operand, Node) or not isinstance(stack, Node):
         return None
-    if any(fake_value(one).dim() != 3 for one in (first, second)):
+    if stack.target is not aten.transpose.int or fake_value(operand).dim() != 3:
         return None
-    for stack, operand, transposed in ((first, second, False), (second, first, True)):
-        read = stack_of(stack, static)
-        if read is None or read[2] is not transposed:
-            continue
-        weight, ids, _ = read
-        single = fake_value(operand).shape[-1 if not transposed else 1]
-        if ids is None and not transposed:
-            return None
-        if ids is not None and not same(single, 1):
-            return None
-        return ExpertProduct(node, weight, ids, operand)
-    return None
+    weight = stack.args[0]
+    dims = {dim % fake_value(stack).dim() for dim in stack.args[1:]}
+    if weight not in static or fake_value(stack).dim() != 3 or dims != {1, 2}:
+        return None
+    return ExpertProduct(node, weight, operand)
 
 
-def stack_of(node: Node, static: frozenset[Node]) -> tuple[Node, Node | None, bool] | None:
-    """(weights, ids, transposed): a parameter [experts, out, in], or the ids' matrices of it."""
-    transposed = False
-    while node.target is aten.transpose.int and {d % 3 for d in node.args[1:]} == {1, 2}:  # type: ignore[operator]
-        node, transposed = node.args[0], not transposed  # type: ignore[assignment]
-    ids: Any = None
-    if node.target is aten.index.Tensor and len(node.args[1]) == 1:  # type: ignore[arg-type]
-        node, ids = node.args[0], node.args[1][0]  # type: ignore[index, assignment]
-    elif node.target is aten.index_select.default and node.args[1] == 0:
-        node, ids = node.args[0], node.args[2]  # type: ignore[assignment]
-    if node not in static or fake_value(node).dim() != 3:
-        return None
-    if ids is None:
-        return node, None, transposed
-    if not isinstance(ids, Node) or not nonnegative(ids):
-        return None
-    return node, unshaped(ids), transposed
-
-
-def repeated(first: ExpertProduct, chosen: int, rows: Any) -> Node | None:
-    """The tokens, each of which stands for all its experts; None where rows are otherwise."""
-    node, width = unshaped(first.operand), fake_value(first.weight).shape[2]
-    if first.ids is None and all(map(same, fake_value(first.operand).shape, (1, rows, width))):
+def shared(first: ExpertProduct, rows: Any) -> Node | None:
+    """The tokens, which all experts read; None where each has its own."""
+    experts, _, width = fake_value(first.weight).shape
+    wanted, node = (1, rows, width), unshaped(first.operand)
+    if all(map(same, fake_value(first.operand).shape, wanted)):
         return node
-    if node.target is aten.expand.default:
-        source = node.args[0]
-        wanted = (rows, 1, width) if first.ids is not None else (1, rows, width)
-        whole = (rows, chosen, width) if first.ids is not None else (chosen, rows, width)
-        padded = (1, *fake_value(source).shape)[-3:]
-        fits = len(padded) == 3 and all(map(same, padded, wanted))
-        return unshaped(source) if fits and all(map(same, fake_value(node).shape, whole)) else None
-    shape = fake_value(node).shape
-    one_each = len(shape) == 2 and same(shape[0], rows) and same(shape[1], width)
-    return node if one_each and chosen == 1 else None
-
-
-def arranged(node: Node, looked_up: bool, chosen: int, rows: Any) -> bool:
-    """Whether a weight has one number for each pair of a token and an expert."""
-    shape = tuple(fake_value(node).shape)
-    if looked_up:
-        return bool(shape) and same(shape[-1], 1) and same(math.prod(shape), rows * chosen)
-    return len(shape) == 3 and all(map(same, shape, (chosen, rows, 1)))
+    source, shape = (node.args or (None,))[0], fake_value(node).shape
+    if node.target is not aten.expand.default or not isinstance(source, Node):
+        return None
+    before = (1, *fake_value(source).shape)[-3:]
+    fits = len(before) == 3 and all(map(same, before, wanted))
+    whole = len(shape) == 3 and all(map(same, shape, (experts, rows, width)))
+    return unshaped(source) if fits and whole else None
 
 
 def density_of(router: tuple[Node, ...]) -> float | None:
@@ -264,17 +196,6 @@ def density_of(router: tuple[Node, ...]) -> float | None:
     facts = [fact.density for node in router for fact in frequent(node) if fact.value == 0]
     return min(facts, default=None)
 
-
-def nonnegative(node: Node) -> bool:
-    """Whether places counted from the end cannot be among some integers."""
-    node = unshaped(node)
-    source = node.args[0] if node.args else None
-    if node.target is operator.getitem and isinstance(source, Node):
-        return source.target in CHOICES and node.args[1] == 1
-    return node.target in (aten.argmax.default, aten.argsort.default, aten.argsort.stable)
-
-
-CHOICES = frozenset({aten.topk.default, aten.sort.default, aten.sort.stable, aten.max.dim})
 
 ORDERED = frozenset(
     {

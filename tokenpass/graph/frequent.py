@@ -225,7 +225,9 @@ def chosen(mask: Any, first: Any, second: Any, steps: int) -> list[Frequent]:
     for truth, value in ((1.0, first), (0.0, second)):
         number = constant_of(value)
         if number is not None:
-            found += [Frequent(number, f.density) for f in frequent(mask, steps) if f.value == truth]
+            found += [
+                Frequent(number, f.density) for f in frequent(mask, steps) if f.value == truth
+            ]
     return found
 
 

@@ -238,7 +238,7 @@ class PointwiseReader:
         finally:
             self.blocks = kept
 
-    def other_blocks(self, node: Node, packet: Any) -> tuple[int, int] | None | Literal[False]:
+    def other_blocks(self, node: Node, packet: Any) -> tuple[int, int] | Literal[False] | None:
         """The blocks before a call that merges them, None before one that cuts; False if neither.
 
         Both keep the order of the rows and columns.

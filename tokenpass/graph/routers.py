@@ -3,7 +3,8 @@
     y = W (r * silu(U x))                    rows of U and of W^T where r = 0 are not read
     y = W (r * silu(G x) * (U x))            nor are those of G
 
-r is any factor that is zero in many places (`zeros.zero_parts`), silu any function of one projection.
+r is any factor that is zero in many places (`zeros.zero_parts`), silu any function of one
+projection.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def router_blocks(region: ProjectionRegion) -> tuple[int, int] | None:
     node = region.inputs[region.zero.index]
     blocks = region.blocked.get(node)
     while node.target is aten.expand.default:
-        node = node.args[0]  # type: ignore[assignment]
+        (node,) = node.all_input_nodes[:1]
     shape = fake_value(node).shape
     repeated = bool(shape) and isinstance(shape[-1], int) and shape[-1] == 1
     return blocks if repeated else None

@@ -4,7 +4,8 @@
     y = W (g * (U x)),  g_i = 0                      nor are the rows of U whose product is dropped
 
 z is a function that is zero on whole intervals (relu and its kin), or a value of which the graph
-says so (`frequent`: a router's, spread over the experts' neurons). That f is zero with it is found by evaluating the expression with z = 0: `pointwise.is_zero_where`, the others being finite.
+says so (`frequent`: a router's, spread over the experts' neurons). That f is zero with it is found
+by evaluating the expression with z = 0: `pointwise.is_zero_where`, the others being finite.
 """
 
 from __future__ import annotations
