@@ -165,7 +165,9 @@ COPIES = frozenset(
         aten.lift_fresh_copy,
     }
 )
-ROWS = frozenset({aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unsqueeze})
+ROWS = frozenset(
+    {aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.unsqueeze}
+)
 """Operators that may arrange the leading dimensions anew."""
 
 
