@@ -125,7 +125,7 @@ def test_experts_without_a_weight_are_not_read(name: str) -> None:
     """NaN in those that no row chose does not reach the result; dense multiplies it by zero."""
     model, x = ready(name), torch.randn(1, WIDTH)
     with torch.no_grad():
-        unused = int(model.chosen(x)[0].argmin())  # type: ignore[operator]
+        unused = int(model.chosen(x)[0].argmin())
         wanted = model(x)
         at = slice(unused * SIZE, (unused + 1) * SIZE)
         if isinstance(model, Stacked):
