@@ -77,6 +77,7 @@ class PackedWeights:
     def transposed(self, weight: Tensor) -> Tensor:
         """`[columns, rows]`, contiguous, of a weight `[rows, columns]`.
 
+        Of `[blocks, rows, columns]` it is `[blocks columns, rows]`: one block below the other.
         Raises RuntimeError for tensors made in inference mode: their writes are not counted.
         """
         held = self.held(weight)
@@ -94,7 +95,7 @@ class PackedWeights:
         """A copy of the weight as it is now."""
         self.drop_lost()
         with torch.no_grad():
-            turned = weight.detach().t()
+            turned = weight.detach().transpose(-1, -2)
             if turned.is_contiguous():  # it lies in that order already
                 self._kept.pop(weight.data_ptr(), None)  # the view would keep the weight alive
                 return made_of(weight, turned, probes(weight)[:0])
@@ -126,7 +127,7 @@ class PackedWeights:
 def made_of(weight: Tensor, copy: Tensor, found: Tensor) -> Packed:
     """The record of a copy, whose weight had `found` at its probed places."""
     return Packed(
-        copy,
+        copy.flatten(0, -2),
         weakref.ref(weight),
         StorageWeakRef(weight.untyped_storage()),
         weight._version,
@@ -148,7 +149,8 @@ def packed_apart(weight: Tensor) -> Packed:
 
     def work() -> tuple[Tensor, Tensor]:
         with torch.no_grad(), torch.cuda.device(weight.device), torch.cuda.stream(stream):
-            copies = weight.detach().t().contiguous(), probes(weight).clone()
+            turned = weight.detach().transpose(-1, -2)
+            copies = turned.contiguous(), probes(weight).clone()
             stream.synchronize()
             return copies
 
@@ -176,19 +178,31 @@ def layout_of(weight: Tensor) -> tuple[object, ...]:
     return weight.dtype, weight.shape, weight.stride()
 
 
+def probe_count(weight: Tensor) -> int:
+    """How many places of a weight are compared."""
+    if not weight.numel():
+        return 0
+    return min(PROBES, weight.shape[0] if apart(weight) else weight[..., 0].numel())
+
+
 def probe_step(weight: Tensor) -> int:
     """Elements between the places of a weight that are compared: they are spread evenly."""
-    rows, columns = weight.shape
-    count = min(PROBES, rows)
-    return weight.stride(0) * max(1, rows // max(count, 1)) + weight.stride(1) * (
-        columns // max(count, 1)
-    )
+    count = max(probe_count(weight), 1)
+    lines, columns = weight[..., 0].numel(), weight.shape[-1]
+    if apart(weight):
+        return weight.stride(0) * max(1, weight.shape[0] // count)
+    return weight.stride(-2) * max(1, lines // count) + weight.stride(-1) * (columns // count)
+
+
+def apart(weight: Tensor) -> bool:
+    """Whether a weight's blocks do not lie one below the other."""
+    return weight.dim() == 3 and weight.stride(0) != weight.shape[1] * weight.stride(1)
 
 
 def probes(weight: Tensor) -> Tensor:
     """The bits of a weight's values at places spread evenly: a view."""
-    count = min(PROBES, weight.shape[0]) if weight.numel() else 0
-    found = weight.detach().as_strided((count,), (probe_step(weight),), weight.storage_offset())
+    count, step = probe_count(weight), probe_step(weight)
+    found = weight.detach().as_strided((count,), (step,), weight.storage_offset())
     return found.view(BITS[weight.element_size()])  # NaN is not equal to itself
 
 

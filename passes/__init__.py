@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tokenpass.passes.activation_sparsity.activation_sparsity import ActivationSparsity
 from tokenpass.passes.activation_sparsity.natural_zeros import NaturalZeros
+from tokenpass.passes.activation_sparsity.routed_experts import RoutedExperts
 from tokenpass.passes.base import ExactPass, LossyPass, LossyRegionPass, RegionPass
 from tokenpass.passes.dead_tokens import DeadTokens
 from tokenpass.passes.few_rows import FewRows
@@ -19,6 +20,7 @@ AnyPass = ExactPass | LossyPass | RegionPass | LossyRegionPass
 PASSES: tuple[AnyPass, ...] = (
     DeadTokens(),
     NaturalZeros(),
+    RoutedExperts(),
     FewRows(),
     TokenMerge(),
     TokenPrune(),

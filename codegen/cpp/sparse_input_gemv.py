@@ -25,6 +25,7 @@ from tokenpass.codegen.cpp.sparse_template import (
 from tokenpass.codegen.cpp.template import POINTER, SIZE
 from tokenpass.codegen.cpp.texts import Inputs, addresses, canonical, described, rows_of
 from tokenpass.codegen.cpp.vectors import prelude
+from tokenpass.ops.sparse_input_gemv import sizes_of
 
 SOURCE = Template("""\
 $export sparse_input_gemv(
@@ -95,7 +96,7 @@ class CppSparseInputGemv(SparseTemplate):
             epilogue: str,
             density: float = 1.0,
         ) -> Tensor:
-            rows, (outputs, entries) = kept.shape[0], weight.shape
+            rows, (outputs, entries) = kept.shape[0], sizes_of(weight)
             index, kept = index.contiguous(), rows_of(kept)
             lines = list(map(rows_of, inputs))
             out = torch.empty((rows, outputs), dtype=weight.dtype)
@@ -111,7 +112,7 @@ class CppSparseInputGemv(SparseTemplate):
             )
             status = with_packed(lambda packed: function(*first, *packed, *last), weight)
             if status:
-                require_list(self.operator, status, int(count), entries)
+                require_list(self.operator, status, int(count), int(entries))
             return out
 
         return launch

@@ -102,6 +102,7 @@ class CppSparseOutputGemv(SparseTemplate):
             weight: Tensor,
             inputs: list[Tensor],
             epilogue: str,
+            density: float = 1.0,
         ) -> Tensor:
             rows, (entries, width) = x.shape[0], weight.shape
             x, index, weight = rows_of(x), index.contiguous(), rows_of(weight)

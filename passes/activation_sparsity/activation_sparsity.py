@@ -29,10 +29,10 @@ from tokenpass.passes.activation_sparsity.errors import measured_error, prior_er
 from tokenpass.passes.activation_sparsity.policies import POLICIES, UNCALIBRATED, Policy
 from tokenpass.passes.activation_sparsity.policies.teal import teal
 from tokenpass.passes.activation_sparsity.sparse_calls import (
-    MOST_DENSITY,
-    MOST_ROWS,
     Listing,
+    most_rows,
     replacement,
+    union,
     unsound,
 )
 from tokenpass.passes.base import (
@@ -100,7 +100,7 @@ class ActivationSparsity(LossyRegionPass):
         self, context: RegionContext, told: LossyContext
     ) -> tuple[tuple[LossyChoice, ...], tuple[Rejection, ...]]:
         policy = chosen_policy(told, context.calibration)
-        rows, apart = most_rows(policy), computed_for_zeros(context)
+        rows, apart = most_rows(1 - policy.highest), computed_for_zeros(context)
         found: list[LossyChoice] = []
         refused: list[Rejection] = []
         for node, site in projections(context.module.graph, context.static).items():
@@ -154,16 +154,6 @@ def as_input(region: ProjectionRegion) -> ProjectionRegion:
     )
 
 
-def most_rows(policy: Policy) -> int:
-    """How many rows still gain where as much is left out of each as may be."""
-    return max(n for n in range(1, MOST_ROWS + 1) if union(policy.highest, n) <= MOST_DENSITY)
-
-
-def union(share: float, rows: int) -> float:
-    """Expected share of entries that one of some rows has, if each leaves out a share of them."""
-    return 1 - share**rows
-
-
 def unknown(policy: Policy, region: ProjectionRegion, known: SiteStatistics | None) -> Reason:
     """Why a policy has no threshold for a region; None if it has one."""
     if not policy.calibrated:
@@ -212,7 +202,7 @@ def choice(place: Place) -> LossyChoice:
 
     @cache
     def made(share: float) -> Replacement:
-        density = union(share, int(hinted(region.rows)))
+        density = union(1 - share, int(hinted(region.rows)))
         listing = Listing(density, constant=partial(thresholds, share))
         if policy.at_run_time:
             listing = Listing(density, computed=partial(policy.threshold, sparsity=share))

@@ -11,18 +11,20 @@ not read is not seen.) For few rows alone: the union of their lists is soon ever
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
 
 from tokenpass.edits import Rejection
 from tokenpass.graph.projections import ProjectionRegion, projections
+from tokenpass.graph.routers import router_blocks
 from tokenpass.graph.zeros import zero_regions
 from tokenpass.passes.activation_sparsity.sparse_calls import (
-    MOST_DENSITY,
-    MOST_ROWS,
     Listing,
+    most_rows,
     replacement,
+    union,
     unsound,
 )
 from tokenpass.passes.base import RegionContext, RegionPass
@@ -30,12 +32,6 @@ from tokenpass.rewrite.replacing import Replacement
 from tokenpass.rewrite.rewriter import hinted
 from tokenpass.statistics.stored import weight_fingerprint
 from tokenpass.tracing import source_line
-
-PRIOR_DENSITY = 0.5
-"""Share of entries that are not zero where nothing is known: a symmetric value before a relu.
-
-Trained models have far fewer; the planner must not count on it.
-"""
 
 
 class NaturalZeros(RegionPass):
@@ -50,7 +46,8 @@ class NaturalZeros(RegionPass):
         refused: list[Rejection] = []
         names = projections(context.module.graph, context.static)
         for region in zero_regions(context.module.graph, context.static):
-            reason, name = unsound(region, context, most_rows()), names[region.down]
+            most = most_rows(region.density)
+            reason, name = unsound(region, context, most), names[region.down]
             if reason is None:
                 share = active(region, name, context)
                 found.append(replaced(region, name, share))
@@ -61,28 +58,26 @@ class NaturalZeros(RegionPass):
 
 
 def active(region: ProjectionRegion, site: str, context: RegionContext) -> float:
-    """Share of a row's entries that are not zero: as calibrated, else the prior."""
+    """Expected share of a row's entries that are not zero: calibrated, else read off the graph."""
     if context.calibration is None:
-        return PRIOR_DENSITY
+        return region.density
     known = context.calibration.find(site, weight_fingerprint(context.weights[region.weight]))
     if known is None:
-        return PRIOR_DENSITY
+        return region.density
     histogram = known.magnitude if region.up is None or known.gate is None else known.gate
     return 1 - float(histogram.share_below(torch.zeros(1)).mean())
 
 
-def union(share: float, rows: int) -> float:
-    """Expected share of entries that are not zero in every one of some rows."""
-    return 1 - (1 - share) ** rows
-
-
-def most_rows() -> int:
-    """How many rows still gain, by the prior."""
-    return max(n for n in range(1, MOST_ROWS + 1) if union(PRIOR_DENSITY, n) <= MOST_DENSITY)
-
-
 def replaced(region: ProjectionRegion, site: str, share: float) -> Replacement:
     """The region by our operators, its zeros left out."""
-    policy = "glu_neuron" if region.up is not None else "sparse_linear"
-    listing = Listing(union(share, int(hinted(region.rows))))
-    return replacement(region, site, policy, str(region.entries), listing)
+    read = union(share, int(hinted(region.rows)))
+    return replacement(region, site, None, level(region, read), Listing(read))
+
+
+def level(region: ProjectionRegion, share: float) -> str:
+    """The entries, or of a router's blocks `read*size`: those that are expected to be read."""
+    blocks = router_blocks(region)
+    if blocks is None:
+        return str(region.entries)
+    number, size = blocks
+    return f"{math.ceil(number * share)}*{size}"

@@ -6,6 +6,7 @@ y = epilogue(sum over listed i of g_i (U x)_i W^T[i])         rows of U that are
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch.fx import Node
 
 from tokenpass.graph.pointwise_reader import NotPointwise, inputs_of
 from tokenpass.graph.projections import Part, ProjectionRegion, columns_of
-from tokenpass.ops.pointwise import Call, Expression, Input
+from tokenpass.ops.pointwise import Call, Expression, Input, Y, call
 from tokenpass.passes.base import Reason, RegionContext
 from tokenpass.passes.projection_tail import DTYPES, Tail, following, matrix, shaped, tail_inputs
 from tokenpass.rewrite.replacing import Calls, Replacement
@@ -31,6 +32,17 @@ MOST_ROWS = 8
 """Rows that the kernels are written for."""
 
 
+def union(share: float, rows: int) -> float:
+    """Expected share of entries that one of some rows has, if each has `share` of them."""
+    return 1 - (1 - share) ** rows
+
+
+def most_rows(share: float) -> int:
+    """How many rows still gain if each has `share` of the entries."""
+    few = (n for n in range(1, MOST_ROWS + 1) if union(share, n) <= MOST_DENSITY)
+    return max(few, default=0)
+
+
 def unsound(region: ProjectionRegion, context: RegionContext, most: int) -> Reason:
     """Why a region keeps its dense product; None if it need not.
 
@@ -44,6 +56,8 @@ def unsound(region: ProjectionRegion, context: RegionContext, most: int) -> Reas
     touched = {region.down, region.weight, *region.nodes, *region.inputs}
     if region.up is not None:  # its input is read later than it was
         touched |= {region.up.projection, *region.up.projection.all_input_nodes}
+    for one in region.factors:
+        touched |= {one.part.projection, *one.part.projection.all_input_nodes}
     for node in touched:
         if node in context.written:
             line = source_line(context.written[node]) or context.written[node].name
@@ -72,43 +86,91 @@ class Listing:
 def replacement(
     region: ProjectionRegion,
     site: str,
-    policy: str,
+    policy: str | None,
     level: str,
     listing: Listing,
     apart: frozenset[Node] = frozenset(),
 ) -> Replacement:
     """The region's projection, and the pointwise operators that follow it, by our operators.
 
-    `apart`: operators that other regions compute themselves.
+    `policy`: what decides; the operator where it is the value itself. `apart`: operators that other
+    regions compute themselves.
     """
     tail = following(region.down, region.rows, apart)
-    make = neurons if region.up is not None else entries
+    make = neurons if region.up is not None else listed if region.factors else entries
+    operators = OPERATORS[make]
     weight = fake_value(region.weight)
     return Replacement(
         tail.end,
         region.down,
         site,
-        policy,
+        policy or operators[-1],
         level,
         lambda calls: shaped(calls, make(calls, region, tail, listing), tail.end),
-        ("glu_neuron",) if region.up is not None else ("sparse_linear",),
+        operators,
         weight.numel() * weight.element_size(),
     )
 
 
 def entries(calls: Calls, region: ProjectionRegion, tail: Tail, listing: Listing) -> Node:
     """`[rows, n]`: the rows of W^T whose entries are listed, weighted and summed."""
-    inputs = [matrix(calls, calls[node]) for node in region.inputs]
+    inputs, text = inputs_for(calls, region, region.expression)
     return calls.call(
         torch.ops.tokenpass.sparse_linear.default,
         inputs,
-        str(region.expression),
+        text,
         limit(calls, region, listing),
         calls[region.weight],
         tail_inputs(calls, tail),
         str(tail.expression),
         listing.density,
     )
+
+
+def inputs_for(
+    calls: Calls, region: ProjectionRegion, expression: Expression
+) -> tuple[list[Node], str]:
+    """What an expression of the region's inputs reads, as matrices, and its text over those."""
+    read = sorted(inputs_of(expression))
+    inputs = [input_matrix(calls, region, region.inputs[at]) for at in read]
+    return inputs, str(renumbered(expression, {old: new for new, old in enumerate(read)}))
+
+
+def listed(calls: Calls, region: ProjectionRegion, tail: Tail, listing: Listing) -> Node:
+    """`[rows, n]`: the same, and only the listed rows of what the gate is multiplied with.
+
+    They come in the list's order, so that they meet the gate's values as they are kept.
+    """
+    if region.gate is None:
+        raise NotPointwise
+    ops, threshold = torch.ops.tokenpass, limit(calls, region, listing)
+    found = calls.call(ops.mask_compact.default, *inputs_for(calls, region, region.gate), threshold)
+    index, kept, count = (calls.call(operator.getitem, found, at) for at in range(3))
+    for factor in region.factors:
+        weight, bias = rows_of(calls, factor.part)
+        x = matrix(calls, calls[factor.part.projection.args[0]])  # type: ignore[index]
+        extras = [] if bias is None else [calls.call(aten.unsqueeze.default, bias, 0)]
+        y: Expression = Y if bias is None else call("add", Y, Input(0))
+        text = str(put_in(factor.expression, y))
+        of = calls.call(
+            ops.sparse_output_gemv.default,
+            *(x, index, count, weight, extras, text, listing.density),
+        )
+        kept = calls.call(aten.mul.Tensor, kept, of)
+    return calls.call(
+        ops.sparse_input_gemv.default,
+        *(index, kept, count, calls[region.weight]),
+        *(tail_inputs(calls, tail), str(tail.expression), listing.density),
+    )
+
+
+def put_in(expression: Expression, value: Expression) -> Expression:
+    """An expression of one input with a value in its place."""
+    if isinstance(expression, Input):
+        return value
+    if not isinstance(expression, Call):
+        return expression
+    return Call(expression.function, tuple(put_in(one, value) for one in expression.arguments))
 
 
 def limit(calls: Calls, region: ProjectionRegion, listing: Listing) -> Node | None:
@@ -126,7 +188,7 @@ def neurons(calls: Calls, region: ProjectionRegion, tail: Tail, listing: Listing
     if up is None or gate is None:
         raise NotPointwise
     read = sorted(inputs_of(gate))
-    inputs = [gate_input(calls, region.inputs[at], up) for at in read]
+    inputs = [gate_input(calls, region, region.inputs[at], up) for at in read]
     x = matrix(calls, calls[up.projection.args[0]])  # type: ignore[index]
     weight, bias = rows_of(calls, up)
     return calls.call(
@@ -155,14 +217,28 @@ def renumbered(expression: Expression, numbers: dict[int, int]) -> Expression:
     )
 
 
-def gate_input(calls: Calls, node: Node, up: Part) -> Node:
+def gate_input(calls: Calls, region: ProjectionRegion, node: Node, up: Part) -> Node:
     """A value that the gate reads; of the projection that gives `up` too, its own columns alone."""
-    part = columns_of(node)
+    part = None if node in region.blocked else columns_of(node)
     if part is None or part.projection is not up.projection:
-        return matrix(calls, calls[node])
+        return input_matrix(calls, region, node)
     weight, bias = rows_of(calls, part)
     x = matrix(calls, calls[up.projection.args[0]])  # type: ignore[index]
     return calls.call(aten.linear.default, x, weight, bias)
+
+
+def input_matrix(calls: Calls, region: ProjectionRegion, node: Node) -> Node:
+    """A value that the region reads as `[rows, entries]`, 1 where it is one for all.
+
+    A value in blocks is spread over them: `[rows, blocks, 1]` has few numbers.
+    """
+    blocks, copied = region.blocked.get(node), calls[node]
+    shape = fake_value(node).shape
+    if blocks is None or all(isinstance(size, int) and size == 1 for size in shape[-2:]):
+        return matrix(calls, copied)
+    lead = [-1] * max(len(shape) - 2, 0)
+    spread = calls.call(aten.expand.default, copied, [*lead, *blocks])
+    return calls.call(aten.reshape.default, spread, [-1, blocks[0] * blocks[1]])
 
 
 def rows_of(calls: Calls, part: Part) -> tuple[Node, Node | None]:
@@ -181,3 +257,11 @@ def rows_of(calls: Calls, part: Part) -> tuple[Node, Node | None]:
         for one in (weight, bias)
     ]
     return pieces[0], pieces[1]  # type: ignore[return-value]
+
+
+OPERATORS: dict[Callable[[Calls, ProjectionRegion, Tail, Listing], Node], tuple[str, ...]] = {
+    entries: ("sparse_linear",),
+    listed: ("mask_compact", "sparse_input_gemv", "sparse_output_gemv"),
+    neurons: ("glu_neuron",),
+}
+"""What each way of computing a region calls; the last names it."""

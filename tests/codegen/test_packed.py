@@ -106,3 +106,24 @@ def test_probes_lie_in_the_weight(rows: int, columns: int, turned: bool) -> None
     assert 1 <= len(found) <= PROBES
     assert torch.isin(found.view(torch.float32), weight).all()
     assert len(found.unique()) == len(found)
+
+
+@given(st.integers(1, 90), st.integers(1, 40), st.integers(1, 40))
+def test_every_block_of_a_weight_is_probed(blocks: int, rows: int, columns: int) -> None:
+    weight = torch.arange(float(blocks * rows * columns)).reshape(blocks, rows, columns)
+    found = probes(weight).view(torch.float32)
+    assert found.shape[0] == blocks and found.numel() <= max(PROBES, blocks)
+    assert torch.equal(found[:, 0].long() // (rows * columns), torch.arange(blocks))
+    assert len(found.unique()) == found.numel()
+
+
+def test_blocks_are_packed_one_below_the_other(packed: PackedWeights) -> None:
+    weight = torch.randn(3, 5, 4)
+    assert torch.equal(packed.transposed(weight), torch.cat([block.T for block in weight]))
+    before = packed.transposed(weight)
+    with torch.no_grad():
+        weight[2].mul_(2)
+    assert packed.transposed(weight) is not before
+    assert torch.equal(packed.transposed(weight), torch.cat([block.T for block in weight]))
+    turned = torch.randn(3, 4, 5).transpose(1, 2)
+    assert packed.transposed(turned).data_ptr() == turned.data_ptr()

@@ -72,6 +72,7 @@ PLAIN = {
         "gelu(relu(sub(a0, add(a1, mul(a2, 1.600000023841858)))))",
     ),
     "cast": (lambda x: F.relu(x).to(torch.float64).to(torch.float32), "relu(a0)"),
+    "turned": (lambda x: F.relu(x).transpose(-1, -2).reshape(x.shape), "a0"),
     "shaped": (lambda x: F.relu(x.reshape(-1, ENTRIES)).view(x.shape), "relu(a0)"),
 }
 
@@ -98,7 +99,6 @@ NOT = {
     "bounded": lambda x: x.clamp(min=0.1),
     "difference": lambda x: F.relu(x) - F.relu(-x),
     "division": lambda x: x / (F.relu(x) + 1),
-    "turned": lambda x: F.relu(x).transpose(-1, -2).reshape(x.shape),
     "summed": lambda x: F.relu(x).cumsum(-1),
 }
 

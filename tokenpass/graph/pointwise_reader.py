@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.fx import Node
@@ -165,7 +165,9 @@ COPIES = frozenset(
         aten.lift_fresh_copy,
     }
 )
-ROWS = frozenset({aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unsqueeze})
+ROWS = frozenset(
+    {aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.unsqueeze}
+)
 """Operators that may arrange the leading dimensions anew."""
 
 
@@ -175,6 +177,9 @@ class PointwiseReader:
 
     An input has all rows or one, and all columns or one. `computed`: a projection whose product,
     without its `bias`, is the expression's `y`. `within`: the only operators that are looked into.
+
+    Columns may be laid out as blocks, `[..., blocks, size]`, and be scaled block by block:
+    `blocked` holds the inputs that are read so, all blocks or one times all columns of one or one.
     """
 
     rows: Any
@@ -184,6 +189,8 @@ class PointwiseReader:
     within: frozenset[Node] | None = None
     inputs: list[Node] = field(default_factory=list)
     passed: set[Node] = field(default_factory=set)
+    blocked: dict[Node, tuple[int, int]] = field(default_factory=dict)
+    blocks: tuple[int, int] | None = None
 
     def read(self, value: Any) -> Expression:
         """An argument's expression. Raises `NotPointwise` where it cannot be an input either."""
@@ -205,11 +212,13 @@ class PointwiseReader:
         if len(self.passed) > MOST_PARTS:
             return None
         packet = getattr(node.target, "overloadpacket", None)
-        before = list(self.inputs), set(self.passed)
+        before = list(self.inputs), set(self.passed), dict(self.blocked)
         try:
             self.passed.add(node)
             if packet in COPIES or self.same_rows(node, packet):
                 return self.read(node.args[0])
+            if (blocks := self.other_blocks(node, packet)) is not False:
+                return self.read_as(node.args[0], blocks)
             if node.target is aten.dropout.default and not node.args[2]:
                 return self.read(node.args[0])
             if node.target in FILLS:
@@ -220,8 +229,34 @@ class PointwiseReader:
                 return made(bind(node.target, node.args, node.kwargs), self.read)
         except NotPointwise:
             pass
-        self.inputs, self.passed = before
+        self.inputs, self.passed, self.blocked = before
         return None
+
+    def read_as(self, value: Any, blocks: tuple[int, int] | None) -> Expression:
+        """A value whose columns lie in these blocks, or are one dimension."""
+        kept, self.blocks = self.blocks, blocks
+        try:
+            return self.read(value)
+        finally:
+            self.blocks = kept
+
+    def other_blocks(self, node: Node, packet: Any) -> tuple[int, int] | Literal[False] | None:
+        """The blocks before a call that merges them, None before one that cuts; False if neither.
+
+        Both keep the order of the rows and columns.
+        """
+        source = node.args[0] if packet in ROWS and node.args else None
+        if self.computed is not None or not isinstance(source, Node):
+            return False
+        old, new = tuple(fake_value(source).shape), tuple(fake_value(node).shape)
+        if self.blocks is None:
+            before = old[-2:]
+            if len(old) < 2 or not all(isinstance(size, int) for size in (*before, new[-1])):
+                return False
+            whole = before[0] * before[1] == self.columns and same(new[-1], self.columns)
+            return (before[0], before[1]) if whole else False
+        cut = old and same(old[-1], self.columns) and new[-2:] == self.blocks
+        return None if cut else False
 
     def same_rows(self, node: Node, packet: Any) -> bool:
         """Whether a call only arranges rows: the last dimension stays."""
@@ -229,7 +264,10 @@ class PointwiseReader:
         if packet not in ROWS or not isinstance(source, Node):
             return False
         old, new = fake_value(source).shape, fake_value(node).shape
-        return len(old) > 0 and len(new) > 0 and same(old[-1], new[-1])
+        last = 1 if self.blocks is None else 2
+        if len(old) < last or len(new) < last:
+            return False
+        return all(map(same, old[-last:], new[-last:]))
 
     def lines_up(self, node: Node) -> bool:
         """Whether every operand has all of the call's rows or a single one."""
@@ -250,16 +288,37 @@ class PointwiseReader:
         value = fake_value(node)
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             raise NotPointwise
+        if self.blocks is not None:
+            return self.entered_blocks(node, tuple(value.shape), self.blocks)
         rows = math.prod(value.shape[:-1]) if value.dim() else 1
         columns = value.shape[-1] if value.dim() else 1
         if not (same(rows, 1) or same(rows, self.rows)):
             raise NotPointwise
         if not (same(columns, 1) or same(columns, self.columns)):
             raise NotPointwise
+        return self.numbered(node, None)
+
+    def entered_blocks(
+        self, node: Node, shape: tuple[Any, ...], blocks: tuple[int, int]
+    ) -> Expression:
+        """The same where its columns, or a scale for each block of them, lie in blocks."""
+        padded = (1, 1, *shape)
+        rows = math.prod(padded[:-2])
+        fits = (same(size, 1) or same(size, b) for size, b in zip(padded[-2:], blocks, strict=True))
+        if not (same(rows, 1) or same(rows, self.rows)) or not all(fits):
+            raise NotPointwise
+        return self.numbered(node, blocks)
+
+    def numbered(self, node: Node, blocks: tuple[int, int] | None) -> Expression:
+        """The input that a node is, in one layout alone."""
         if node not in self.inputs:
             if len(self.inputs) == MOST_INPUTS:
                 raise NotPointwise
             self.inputs.append(node)
+            if blocks is not None:
+                self.blocked[node] = blocks
+        if self.blocked.get(node) != blocks:
+            raise NotPointwise
         return Input(self.inputs.index(node))
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
+from tokenpass.graph.frequent import UNKNOWN_SHARE
 from tokenpass.graph.pointwise_reader import NotPointwise, PointwiseReader, inputs_of, same
 from tokenpass.ops.pointwise import Call, Expression, Input, call, is_zero_where
 from tokenpass.tracing import calls, fake_value, is_float, module_path
@@ -33,13 +34,24 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
+class Factor:
+    """A function of columns of a projection: its one input stands for them."""
+
+    expression: Expression
+    part: Part
+
+
+@dataclass(frozen=True, eq=False)
 class ProjectionRegion:
     """One projection `down` of a value, `rows` times `entries` of it.
 
     `hidden`: that value, as an `expression` of `inputs`. `nodes`: the operators that the expression
     covers. `zero`: a part of the expression that is zero on intervals, and the whole with it; None
     where nothing is known to be. `up`: the projection whose result is one factor of the value and
-    used nowhere else; `gate` is then the product of the other factors.
+    used nowhere else; `gate` is then the product of the other factors. `blocked`: the inputs whose
+    columns lie in blocks (number, size), or repeat within or across them. `density`: the share of
+    entries of one row that are expected not to be zero, where `zero` is. `factors`: where no `up`
+    says it, what else the gate is multiplied with, needed nowhere else.
     """
 
     down: Node
@@ -52,6 +64,9 @@ class ProjectionRegion:
     zero: Expression | None = None
     gate: Expression | None = None
     up: Part | None = None
+    blocked: Mapping[Node, tuple[int, int]] = field(default_factory=dict)
+    density: float = UNKNOWN_SHARE
+    factors: tuple[Factor, ...] = ()
 
     @property
     def weight(self) -> Node:
@@ -106,7 +121,8 @@ def projection_region(node: Node, static: frozenset[Node]) -> ProjectionRegion |
     except NotPointwise:
         return None
     inputs, nodes = tuple(reader.inputs), frozenset(reader.passed)
-    return ProjectionRegion(node, hidden, expression, inputs, nodes, rows, entries)
+    region = ProjectionRegion(node, hidden, expression, inputs, nodes, rows, entries)
+    return replace(region, blocked=reader.blocked) if reader.blocked else region
 
 
 def gated(region: ProjectionRegion, static: frozenset[Node]) -> ProjectionRegion | None:

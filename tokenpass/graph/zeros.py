@@ -3,7 +3,8 @@
     y = W f(x),  f(x)_i = 0 wherever z(x)_i = 0      rows of W^T that meet zeros are not read
     y = W (g * (U x)),  g_i = 0                      nor are the rows of U whose product is dropped
 
-z is a function that is zero on whole intervals (relu and its kin). That f is zero with it is found
+z is a function that is zero on whole intervals (relu and its kin), or a value of which the graph
+says so (`frequent`: a router's, spread over the experts' neurons). That f is zero with it is found
 by evaluating the expression with z = 0: `pointwise.is_zero_where`, the others being finite.
 """
 
@@ -14,8 +15,10 @@ from dataclasses import replace
 
 from torch.fx import Graph, Node
 
+from tokenpass.graph.frequent import frequent, is_zero_on_interval
 from tokenpass.graph.projections import ProjectionRegion, gated, projection_region
-from tokenpass.ops.pointwise import Call, Expression, Number, is_zero_where, parts
+from tokenpass.graph.routers import routed
+from tokenpass.ops.pointwise import Call, Expression, Input, is_zero_where, parts
 from tokenpass.tracing import calls
 
 
@@ -28,11 +31,32 @@ def zero_regions(graph: Graph, static: frozenset[Node]) -> list[ProjectionRegion
 def zero_region(node: Node, static: frozenset[Node]) -> ProjectionRegion | None:
     """The region that ends in a projection; None where its input has no natural zeros."""
     region = projection_region(node, static)
-    zero = None if region is None else next(natural_zeros(region.expression), None)
-    if region is None or zero is None:
+    found = [] if region is None else zero_parts(region)
+    if region is None or not found:
         return None
-    region = replace(region, zero=zero)
-    return gated(region, static) or region
+    density, zero = min(found, key=lambda one: one[0])
+    region = replace(region, zero=zero, density=density)
+    behind = routed(region, static)
+    if isinstance(zero, Input) and behind is not None and len(behind.factors) > 1:
+        return behind
+    return gated(region, static) or behind or region
+
+
+def zero_parts(region: ProjectionRegion) -> list[tuple[float, Expression]]:
+    """(density, part) for each part that is zero in many places, and the whole with it.
+
+    The density is that of one row: the share of entries that are expected not to be zero.
+    """
+    found: list[tuple[float, Expression]] = [
+        (region.density, part) for part in natural_zeros(region.expression)
+    ]
+    for part in dict.fromkeys(parts(region.expression)):
+        if not isinstance(part, Input):
+            continue
+        facts = [fact for fact in frequent(region.inputs[part.index]) if fact.value == 0]
+        if facts and (part == region.expression or is_zero_where(region.expression, [part])):
+            found.append((facts[0].density, part))
+    return found
 
 
 def natural_zeros(expression: Expression) -> Iterator[Expression]:
@@ -42,18 +66,3 @@ def natural_zeros(expression: Expression) -> Iterator[Expression]:
             continue
         if part == expression or is_zero_where(expression, [part]):
             yield part
-
-
-def is_zero_on_interval(part: Call) -> bool:
-    """Whether a function maps whole intervals to 0."""
-    zero = [isinstance(a, Number) and a.value == 0.0 for a in part.arguments]
-    match part.function:
-        case "relu":
-            return True
-        case "maximum" | "minimum":
-            return any(zero)
-        case "clamp":
-            return zero[1] or zero[2]
-        case "where_gt":
-            return zero[2] or zero[3]
-    return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,13 +35,14 @@ def sparse_input_gemv(
     index: Int[Tensor, " entries"],
     kept: Float[Tensor, "rows entries"],
     count: Int[Tensor, " 1"],
-    weight: Float[Tensor, "outputs entries"],
+    weight: Float[Tensor, "*blocks outputs size"],
     inputs: list[Float[Tensor, "rows outputs"]],
     epilogue: str = "y",
     density: float = 1.0,
 ) -> Float[Tensor, "rows outputs"]:
     """epilogue(y), y = sum over j < count of kept[:, j] weight[:, index[j]], in weight's dtype.
 
+    A weight [blocks, outputs, size] stands for its blocks side by side: entries = blocks size.
     Sums are float32 and in a fixed order. Entries that are not listed are never read, so infinities
     and NaN in their weights do not matter; those in listed ones meet kept values that are 0 as in
     any product. `density`, the share of entries that is expected to be listed, changes no
@@ -62,8 +65,9 @@ def reference(
     """`sparse_input_gemv` in plain torch."""
     check(index, kept, count, weight, inputs, epilogue)
     places = listed(NAME, index, count)
-    y = kept[:, : places.shape[0]] @ weight.index_select(1, places).float().T
-    return evaluated(epilogue, inputs, (kept.shape[0], weight.shape[0]), y).to(
+    matrix = weight if weight.dim() == 2 else weight.transpose(0, 1).flatten(1)
+    y = kept[:, : places.shape[0]] @ matrix.index_select(1, places).float().T
+    return evaluated(epilogue, inputs, (kept.shape[0], weight.shape[-2]), y).to(
         weight.dtype, copy=True
     )
 
@@ -78,13 +82,22 @@ def check(
     density: float = 1.0,
 ) -> None:
     """Raises ValueError where the arguments do not fit each other."""
-    check_matrix(NAME, "weight", weight, (None, None))
-    outputs, entries = weight.shape
+    if weight.dim() != 3:
+        check_matrix(NAME, "weight", weight, (None, None))
+    else:
+        check_matrix(NAME, "weight", weight, (None, None, None))
+    outputs, entries = sizes_of(weight)
     check_list(NAME, index, count, entries)
     check_matrix(NAME, "kept", kept, (None, entries))
     if kept.dtype != torch.float32:
         raise ValueError(f"tokenpass::{NAME}: kept must be float32, got {kept.dtype}")
     check_inputs(NAME, "epilogue", inputs, epilogue, (kept.shape[0], outputs), computed=True)
+
+
+def sizes_of(weight: Tensor) -> tuple[int | torch.SymInt, int | torch.SymInt]:
+    """(outputs, entries) of a weight, in blocks or not."""
+    *blocks, outputs, size = weight.shape
+    return outputs, math.prod(blocks) * size
 
 
 def fake(
@@ -98,7 +111,7 @@ def fake(
 ) -> Tensor:
     """Shape and dtype of the output."""
     check(index, kept, count, weight, inputs, epilogue)
-    return weight.new_empty((kept.shape[0], weight.shape[0]))
+    return weight.new_empty((kept.shape[0], weight.shape[-2]))
 
 
 def cost(
@@ -111,7 +124,7 @@ def cost(
     density: float = 1.0,
 ) -> OpCost:
     """A product with the expected share of entries: how many are listed is known on the device."""
-    rows, (outputs, entries) = kept.shape[0], weight.shape
+    rows, (outputs, entries) = kept.shape[0], sizes_of(weight)
     elements = product(rows, outputs)
     share = share_of(density)
     return OpCost(
@@ -127,10 +140,12 @@ def example(
     generator: torch.Generator, dtype: torch.dtype, *, rows: int, entries: int, outputs: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], str, float]:
     """Arguments of one call: any count that is possible, nonsense behind it."""
-    text, *repeated = choose(generator, len(EPILOGUES), 4, 4)
+    text, blocks, *repeated = choose(generator, len(EPILOGUES), 2, 4, 4)
     index, count = example_list(generator, entries)
     kept = torch.randn(rows, entries, generator=generator)
     weight = torch.randn(outputs, entries, generator=generator).to(dtype)
+    if blocks and entries % 2 == 0:
+        weight = weight.unflatten(1, (2, entries // 2)).transpose(0, 1).contiguous()
     inputs = example_inputs(generator, dtype, (repeated[0], repeated[1]), (rows, outputs))
     return index, kept, count, weight, inputs, EPILOGUES[text], 1.0
 

@@ -20,6 +20,7 @@ from tokenpass.ops.sparse_list import (
     example_inputs,
     listed,
     product,
+    share_of,
     text_calls,
 )
 from tokenpass.shapes import Float, Int
@@ -36,19 +37,27 @@ def sparse_output_gemv(
     weight: Float[Tensor, "entries width"],
     inputs: list[Float[Tensor, "rows entries"]],
     epilogue: str = "y",
+    density: float = 1.0,
 ) -> Float[Tensor, "rows entries"]:
     """h[:, j] = epilogue(x . weight[index[j]]) for j < count, float32, in the list's order.
 
     Inputs with a column for each entry are read at index[j]. What lies behind the list is
-    unspecified. Sums are float32 and in a fixed order. Gradients are refused. Raises CallError
-    where the list is out of range.
+    unspecified. Sums are float32 and in a fixed order. `density`, the share of entries that is
+    expected to be listed, changes no result: the cost model reads it. Gradients are refused. Raises
+    CallError where the list is out of range.
     """
     call = torch.ops.tokenpass.sparse_output_gemv.default
-    return call(x, index, count, weight, inputs, epilogue)
+    return call(x, index, count, weight, inputs, epilogue, density)
 
 
 def reference(
-    x: Tensor, index: Tensor, count: Tensor, weight: Tensor, inputs: list[Tensor], epilogue: str
+    x: Tensor,
+    index: Tensor,
+    count: Tensor,
+    weight: Tensor,
+    inputs: list[Tensor],
+    epilogue: str,
+    density: float = 1.0,
 ) -> Tensor:
     """`sparse_output_gemv` in plain torch; zeros lie behind the list."""
     check(x, index, count, weight, inputs, epilogue)
@@ -62,7 +71,13 @@ def reference(
 
 
 def check(
-    x: Tensor, index: Tensor, count: Tensor, weight: Tensor, inputs: list[Tensor], epilogue: str
+    x: Tensor,
+    index: Tensor,
+    count: Tensor,
+    weight: Tensor,
+    inputs: list[Tensor],
+    epilogue: str,
+    density: float = 1.0,
 ) -> None:
     """Raises ValueError where the arguments do not fit each other."""
     check_matrix(NAME, "weight", weight, (None, None))
@@ -73,7 +88,13 @@ def check(
 
 
 def fake(
-    x: Tensor, index: Tensor, count: Tensor, weight: Tensor, inputs: list[Tensor], epilogue: str
+    x: Tensor,
+    index: Tensor,
+    count: Tensor,
+    weight: Tensor,
+    inputs: list[Tensor],
+    epilogue: str,
+    density: float = 1.0,
 ) -> Tensor:
     """Shape and dtype of the output."""
     check(x, index, count, weight, inputs, epilogue)
@@ -81,36 +102,44 @@ def fake(
 
 
 def cost(
-    x: Tensor, index: Tensor, count: Tensor, weight: Tensor, inputs: list[Tensor], epilogue: str
+    x: Tensor,
+    index: Tensor,
+    count: Tensor,
+    weight: Tensor,
+    inputs: list[Tensor],
+    epilogue: str,
+    density: float = 1.0,
 ) -> OpCost:
-    """A product with all entries listed: how many are is known on the device alone."""
+    """A product with the expected share of entries: how many are is known on the device alone."""
     rows, (entries, width) = x.shape[0], weight.shape
+    share = share_of(density)
     elements = product(rows, entries)
     return OpCost(
         work="listed_rows",
-        flops=2 * product(rows, entries, width) + elements * flops(parse(epilogue)),
-        dims=(product(), product(rows), product(entries), product(width)),
+        flops=share * (2 * product(rows, entries, width) + elements * flops(parse(epilogue))),
+        dims=(product(), product(rows), share * product(entries), product(width)),
         calls=CALLS + len(inputs) + text_calls(epilogue),
+        unread=(1 - share) * product(entries, width) * weight.element_size(),
     )
 
 
 def example(
     generator: torch.Generator, dtype: torch.dtype, *, rows: int, entries: int, width: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], str]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], str, float]:
     """Arguments of one call: any count that is possible, nonsense behind it."""
     text, *repeated = choose(generator, len(EPILOGUES), 4, 4)
     index, count = example_list(generator, entries)
     x = torch.randn(rows, width, generator=generator).to(dtype)
     weight = torch.randn(entries, width, generator=generator).to(dtype)
     inputs = example_inputs(generator, dtype, (repeated[0], repeated[1]), (rows, entries))
-    return x, index, count, weight, inputs, EPILOGUES[text]
+    return x, index, count, weight, inputs, EPILOGUES[text], 1.0
 
 
 OPERATOR = Operator(
     name=NAME,
     schema=(
-        "(Tensor x, Tensor index, Tensor count, Tensor weight, Tensor[] inputs, str epilogue)"
-        " -> Tensor"
+        "(Tensor x, Tensor index, Tensor count, Tensor weight, Tensor[] inputs, str epilogue,"
+        " float density=1.0) -> Tensor"
     ),
     check=check,
     reference=reference,

@@ -24,7 +24,7 @@ def product(places, kept, packed, inputs, text):
 
 def assert_correct(arguments, results):
     index, kept, count, weight, inputs, text, _ = arguments
-    packed = weight.T
+    packed = weight.T if weight.dim() == 2 else torch.cat([block.T for block in weight])
     result = results[0] if isinstance(results, tuple) else results
     places = index[: int(count)].tolist()
     assert result.dtype == packed.dtype and result.shape == (len(kept), packed.shape[1])
@@ -47,6 +47,8 @@ def exact_cases():
     yield (*one, torch.tensor([[5.0]]), [], "y", 1.0), ([[15.0], [-5.0]],)
     none = (torch.zeros(0).int(), torch.zeros(2, 0), torch.tensor([0]).int())
     yield (*none, torch.zeros(2, 0), [], "y", 1.0), ([[0.0, 0.0], [0.0, 0.0]],)
+    blocks = torch.stack([packed[:2].T, packed[2:].T])  # entries 0 and 1, entries 2 and 3
+    yield (index, kept, count, blocks, [], "y", 1.0), ([[15.0, 18.0, 21.0]],)
     # weights of entries that are not listed are not read
     holes = torch.ones(20, 40)
     holes[1::2] = torch.nan
