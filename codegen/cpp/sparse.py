@@ -21,9 +21,10 @@ struct Scratch {
 // `bytes` of it, or null: memory has run out.
 static inline char *scratch(int64_t bytes) {
     static thread_local Scratch memory;
+    bytes = bytes / 64 * 64 + 64;  // never nothing
     if (memory.size < bytes) {
         free(memory.at);
-        memory.at = (char *)aligned_alloc(64, (bytes + 63) / 64 * 64);
+        memory.at = (char *)aligned_alloc(64, bytes);
         memory.size = memory.at ? bytes : 0;
     }
     return memory.at;
