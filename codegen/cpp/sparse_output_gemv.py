@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tokenpass.codegen.base import Parameters, Problem
+from tokenpass.codegen.cpp.dots import dots
 from tokenpass.codegen.cpp.pointwise import mathematics
-from tokenpass.codegen.cpp.sparse import CHECK_LIST, SCRATCH, dots
+from tokenpass.codegen.cpp.sparse import CHECK_LIST, SCRATCH
 from tokenpass.codegen.cpp.sparse_template import (
     EXPORT,
     SparseTemplate,

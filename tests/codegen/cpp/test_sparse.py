@@ -148,6 +148,12 @@ def test_no_rows_no_columns(run):
     index, kept, count = run("mask_compact", [torch.ones(0, 4)], "a0", None)
     assert index.shape == (4,) and kept.shape == (0, 4) and int(count) == 0
     assert run("row_stats_relu", torch.ones(0, 0), 1.0).shape == (0, 0)
+    nothing = (torch.ones(0, 3), int32(0, 1), int32(2), torch.ones(2, 3), [], "y")
+    assert run("sparse_output_gemv", *nothing).shape == (0, 2)
+    assert run("few_rows_linear", [torch.ones(0, 3)], "a0", torch.ones(2, 3), [], "y").shape[0] == 0
+    assert run("few_rows_linear", [torch.ones(2, 3)], "a0", torch.ones(0, 3), [], "y").shape[1] == 0
+    rows = ([torch.ones(0, 3)], "a0", None, torch.ones(2, 3), [], "y")
+    assert run("sparse_linear", *rows).shape == (0, 2)
 
 
 def test_weights_in_other_layouts(run):
