@@ -179,19 +179,26 @@ def layout_of(weight: Tensor) -> tuple[object, ...]:
 
 
 def probe_count(weight: Tensor) -> int:
-    """How many places of a weight are compared."""
-    if not weight.numel():
-        return 0
-    return min(PROBES, weight.shape[0] if apart(weight) else weight[..., 0].numel())
+    """How many places of a weight are compared: lines that are spread evenly over all."""
+    lines = probed_lines(weight)
+    return -(-lines // lines_between(weight)) if weight.numel() else 0
 
 
 def probe_step(weight: Tensor) -> int:
-    """Elements between the places of a weight that are compared: they are spread evenly."""
-    count = max(probe_count(weight), 1)
-    lines, columns = weight[..., 0].numel(), weight.shape[-1]
-    if apart(weight):
-        return weight.stride(0) * max(1, weight.shape[0] // count)
-    return weight.stride(-2) * max(1, lines // count) + weight.stride(-1) * (columns // count)
+    """Elements between the places of a weight that are compared."""
+    line = weight.stride(0 if apart(weight) else -2)
+    across = weight.shape[-1] // max(probe_count(weight), 1)
+    return line * lines_between(weight) + weight.stride(-1) * across
+
+
+def probed_lines(weight: Tensor) -> int:
+    """Lines of a weight among which places are spread: blocks where those do not adjoin."""
+    return weight.shape[0] if apart(weight) else weight[..., 0].numel()
+
+
+def lines_between(weight: Tensor) -> int:
+    """Lines from one place to the next."""
+    return max(1, -(-probed_lines(weight) // PROBES))
 
 
 def apart(weight: Tensor) -> bool:

@@ -135,7 +135,7 @@ def region_for(node: Node, context: RegionContext, policy: Policy) -> Projection
     region = projection_region(node, context.static)
     if region is None:
         return None
-    if policy.place == "inputs":
+    if policy.place == "inputs" or region.blocked:  # a router's neurons come in blocks
         return as_input(region)
     called = {part.function for part in parts(region.expression) if isinstance(part, Call)}
     return gated(region, context.static) or (region if called & ACTIVATIONS else None)

@@ -89,7 +89,7 @@ def watched(
     if written & {*region.nodes, *region.inputs}:
         return Watched(name, region, None)
     found = gated(region, static)
-    if found is None or found.gate is None or found.up is None:
+    if found is None or found.gate is None or found.up is None or found.blocked:
         return Watched(name, region, None)
     return Watched(name, found, factor(found, found.gate, found.up))
 
