@@ -57,7 +57,8 @@ ACTIVATIONS = frozenset({"relu", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh",
 class Place:
     """One projection where a policy could act.
 
-    `known`: what was calibrated of it; `apart`: operators that regions with natural zeros compute.
+    `known`: what was calibrated of it; `apart`: operators that regions with natural zeros compute;
+    `last`: no projection comes behind it.
     """
 
     site: str
@@ -67,6 +68,7 @@ class Place:
     known: SiteStatistics | None
     seed: int
     apart: frozenset[Node]
+    last: bool
 
     @cached_property
     def column_norms(self) -> Tensor:
@@ -101,6 +103,7 @@ class ActivationSparsity(LossyRegionPass):
     ) -> tuple[tuple[LossyChoice, ...], tuple[Rejection, ...]]:
         policy = chosen_policy(told, context.calibration)
         rows, apart = most_rows(1 - policy.highest), computed_for_zeros(context)
+        before = before_projections(context)
         found: list[LossyChoice] = []
         refused: list[Rejection] = []
         for node, site in projections(context.module.graph, context.static).items():
@@ -114,7 +117,8 @@ class ActivationSparsity(LossyRegionPass):
                 refused.append(Rejection(reason[0], site, *reason[1:], source_line(node)))
                 continue
             seed = zlib.crc32(f"{told.seed} {site}".encode())
-            found.append(choice(Place(site, region, policy, weight, known, seed, apart)))
+            last = node not in before
+            found.append(choice(Place(site, region, policy, weight, known, seed, apart, last)))
         return tuple(found), tuple(refused)
 
 
@@ -128,6 +132,16 @@ def computed_for_zeros(context: RegionContext) -> frozenset[Node]:
     """Operators whose zeros are found by computing them: they stay what they are."""
     regions = zero_regions(context.module.graph, context.static)
     return frozenset(node for region in regions for node in region.nodes)
+
+
+def before_projections(context: RegionContext) -> frozenset[Node]:
+    """Values that some projection is computed from."""
+    graph, found = context.module.graph, set[Node]()
+    later = set(projections(graph, context.static))
+    for node in reversed(graph.nodes):
+        if node in found or node in later:
+            found.update(node.all_input_nodes)
+    return frozenset(found)
 
 
 def region_for(node: Node, context: RegionContext, policy: Policy) -> ProjectionRegion | None:
@@ -196,7 +210,7 @@ def choice(place: Place) -> LossyChoice:
 
     def error(share: float) -> float:
         if place.known is None:
-            return prior_error(share)
+            return prior_error(share, place.last)
         bound = teal(place.known.magnitude, share) if policy.at_run_time else thresholds(share)
         return measured_error(place.known, place.column_norms, bound, place.by_gate)
 

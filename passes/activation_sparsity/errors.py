@@ -17,10 +17,11 @@ from tokenpass.shapes import Float
 from tokenpass.statistics.histogram import Histogram
 from tokenpass.statistics.stored import SiteStatistics
 
-PRIOR_SENSITIVITY = 0.25
+PRIOR_SENSITIVITY = 0.15
 """Relative error of the main output for one of a projection's output, where none was measured.
 
-Rough: docs/decisions/0013-activation-sparsity.md says what the trained decoders show.
+The root mean square over the trained decoders (docs/decisions/0014-activation-sparsity.md); what
+comes last has 1: its output is the main one.
 """
 
 
@@ -55,12 +56,16 @@ def listed(threshold: Tensor) -> bool:
     return bool((threshold.isfinite() & (threshold >= 0)).any())
 
 
-def prior_error(share: float) -> float:
-    """The same where nothing was calibrated: of normally distributed entries the smallest go."""
+def prior_error(share: float, last: bool) -> float:
+    """The same where nothing was calibrated: of normally distributed entries the smallest go.
+
+    `last`: no projection comes behind it.
+    """
+    sensitivity = 1.0 if last else PRIOR_SENSITIVITY
     if share <= 0:
         return 0.0
     bound = math.sqrt(2) * float(torch.erfinv(torch.tensor(min(share, 1.0), dtype=torch.float64)))
     if not math.isfinite(bound):
-        return PRIOR_SENSITIVITY
+        return sensitivity
     lost = share - bound * math.sqrt(2 / math.pi) * math.exp(-(bound**2) / 2)
-    return PRIOR_SENSITIVITY * math.sqrt(max(lost, 0.0))
+    return sensitivity * math.sqrt(max(lost, 0.0))
