@@ -143,9 +143,9 @@ class LossyChoice:
     """A region that could be computed with a share of its entries left out.
 
     `kind`: equal ones cost the same. `highest`: the largest share that may be left out; `natural`:
-    the share that is zero by itself. `error(share)`: estimated relative L2 error of the main
-    output; `replacement(share)`: the region computed so; `mask(share)`: which entries stay, for the
-    reference.
+    the share that is zero by itself. `density(share)`: the share of weights that is read, for all
+    rows; `error(share)`: estimated relative L2 error of the main output; `replacement(share)`: the
+    region computed so; `mask(share)`: which entries stay, for the reference.
     """
 
     pass_name: str
@@ -154,6 +154,7 @@ class LossyChoice:
     kind: str
     highest: float
     natural: float
+    density: Callable[[float], float]
     error: Callable[[float], float]
     replacement: Callable[[float], Replacement]
     mask: Callable[[float], EntryMask]

@@ -57,7 +57,8 @@ ACTIVATIONS = frozenset({"relu", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh",
 class Place:
     """One projection where a policy could act.
 
-    `known`: what was calibrated of it; `apart`: operators that regions with natural zeros compute.
+    `known`: what was calibrated of it; `apart`: operators that other regions compute, for their
+    neurons or natural zeros.
     """
 
     site: str
@@ -100,13 +101,16 @@ class ActivationSparsity(LossyRegionPass):
         self, context: RegionContext, told: LossyContext
     ) -> tuple[tuple[LossyChoice, ...], tuple[Rejection, ...]]:
         policy = chosen_policy(told, context.calibration)
-        rows, apart = most_rows(policy), computed_for_zeros(context)
+        rows = most_rows(policy)
         found: list[LossyChoice] = []
         refused: list[Rejection] = []
-        for node, site in projections(context.module.graph, context.static).items():
-            region = region_for(node, context, policy)
+        names = projections(context.module.graph, context.static)
+        regions = {node: region_for(node, context, policy) for node in names}
+        apart = computed_for_zeros(context).union(*(r.nodes for r in regions.values() if r))
+        for node, region in regions.items():
             if region is None:
                 continue
+            site = names[node]
             weight = context.weights[region.weight]
             known = calibrated(site, weight, context.calibration)
             reason = unsound(region, context, rows) or unknown(policy, region, known)
@@ -204,6 +208,9 @@ def choice(place: Place) -> LossyChoice:
     region, policy, natural = place.region, place.policy, place.natural
     thresholds = cache(partial(threshold, place))
 
+    def density(share: float) -> float:
+        return union(share, int(hinted(region.rows)))
+
     def error(share: float) -> float:
         if place.known is None:
             return prior_error(share)
@@ -212,12 +219,10 @@ def choice(place: Place) -> LossyChoice:
 
     @cache
     def made(share: float) -> Replacement:
-        density = union(share, int(hinted(region.rows)))
-        listing = Listing(density, constant=partial(thresholds, share))
+        listing = Listing(density(share), constant=partial(thresholds, share))
         if policy.at_run_time:
-            listing = Listing(density, computed=partial(policy.threshold, sparsity=share))
-        level = f"{share:.4g}"
-        return replacement(region, place.site, policy.name, level, listing, place.apart)
+            listing = Listing(density(share), computed=partial(policy.threshold, sparsity=share))
+        return replacement(region, place.site, policy.name, repr(share), listing, place.apart)
 
     def mask(share: float) -> EntryMask:
         if policy.at_run_time:
@@ -233,6 +238,7 @@ def choice(place: Place) -> LossyChoice:
         " ".join(map(str, kind)),
         natural + (1 - natural) * policy.highest,
         natural,
+        density,
         error,
         made,
         mask,

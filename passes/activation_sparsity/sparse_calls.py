@@ -99,6 +99,7 @@ def replacement(
         lambda calls: shaped(calls, make(calls, region, tail, listing), tail.end),
         ("glu_neuron",) if region.up is not None else ("mask_compact", "sparse_input_gemv"),
         weight.numel() * weight.element_size(),
+        frozenset() if region.up is None else frozenset({region.up.projection}),
     )
 
 
@@ -137,12 +138,17 @@ def following(region: ProjectionRegion, apart: frozenset[Node]) -> Tail:
 
 
 def comes_later(node: Node, down: Node) -> bool:
-    """Whether a value is a later projection's result, or elementwise of one."""
-    while node.target is not aten.linear.default:
-        if not node.all_input_nodes or not down < node:
-            return False
-        node = max(node.all_input_nodes)
-    return down < node
+    """Whether a later projection has a part in a value."""
+    seen, queue = {node}, [node]
+    while queue:
+        one = queue.pop()
+        if not down < one:
+            continue
+        if one.target is aten.linear.default:
+            return True
+        queue += [source for source in one.all_input_nodes if source not in seen]
+        seen.update(one.all_input_nodes)
+    return False
 
 
 def read_tail(region: ProjectionRegion, run: Sequence[Node]) -> Tail:

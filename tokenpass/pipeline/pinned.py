@@ -35,6 +35,7 @@ from tokenpass.pipeline.regions import (
 )
 from tokenpass.pipeline.sparsity import mask_facts, pinned_lossy
 from tokenpass.plan.levels import TOKENS, evaluator
+from tokenpass.rewrite.replacing import Replacement
 from tokenpass.rewrite.restoring import ReplayRefused
 from tokenpass.rewrite.rewriter import Actions
 
@@ -100,19 +101,33 @@ def with_pinned_regions(
     exact = [one for one in found if one[1].site in wanted]
     for edit in lossy:
         pinned_share(config, edit)
-    made, masks = pinned_lossy(planned, captured, config, lossy)
+    made, masks, refused = pinned_lossy(planned, captured, config, lossy)
     chosen = [*exact, *made]
     lost = [e.site for e in edits if e.site not in {one.site for _, one in chosen}]
     if lost:
-        why = [str(r) for r in rejections if r.where == lost[0]]
+        why = [str(r) for r in (*refused, *rejections) if r.where == lost[0]]
         raise PlanMismatchError(
             f"{config.origin}: this graph has nothing that could be replaced at {lost[0]!r}"
             + (f": {why[0]}" if why else "")
+        )
+    twice = computed_twice([one for _, one in exact], [one for _, one in made])
+    if twice is not None:
+        raise PlanMismatchError(
+            f"{config.origin}: {twice!r} is computed by two edits of the plan: leave one out"
         )
     result = carry_out_regions(
         planned, captured, config, in_graph_order(context, chosen), rejections
     )
     return replace(result, masks=mask_facts(planned.view.module, captured, masks))
+
+
+def computed_twice(exact: Sequence[Replacement], lossy: Sequence[Replacement]) -> str | None:
+    """A projection that something lossy computes and something else too; None if there is none."""
+    for one in lossy:
+        for other in (*exact, *lossy):
+            if other is not one and one.origin in {other.origin, *other.instead}:
+                return one.site
+    return None
 
 
 def pinned_share(config: Config, edit: Edit) -> float:

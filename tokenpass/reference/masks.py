@@ -21,7 +21,7 @@ def masked_entries(
     flat = value.reshape(-1, value.shape[-1])
     told = flat
     if mask.gate:
-        parts = [one.reshape(-1, one.shape[-1]) for one in inputs]
+        parts = [one.reshape(-1, one.shape[-1] if one.dim() else 1) for one in inputs]
         told = evaluate(parse(mask.gate), parts).expand(flat.shape)
     size = told.float().abs()
     bound = mask.threshold

@@ -35,7 +35,8 @@ class Replacement:
     `origin`: the operator of the model whose source line and module the new calls are told to have.
     `make` is given the means to add calls, and returns the node of the same shape and dtype.
     `site`, `policy` and `level` name it in a plan; `operators` are those it calls; `packed_bytes`
-    is what second copies of weights take that its kernels keep.
+    is what second copies of weights take that its kernels keep. `instead`: projections beside
+    `origin` whose part in the value it computes itself, whatever else replaces them.
     """
 
     node: Node
@@ -46,6 +47,7 @@ class Replacement:
     make: Callable[[Calls], Node]
     operators: tuple[str, ...]
     packed_bytes: int = 0
+    instead: frozenset[Node] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
