@@ -165,12 +165,14 @@ class EntryMask:
     """Entries of a projection's input that stay: magnitudes above `threshold` ([1] or [entries]).
 
     `by_gate`: magnitudes of the gate, else of the input itself. Without a threshold each row leaves
-    out the `share` of its entries that is smallest, of all rows the least bound counts.
+    out the `share` of its entries that is smallest, of all rows the least bound counts; `each_row`:
+    there is one row, which the reference may have to find among others.
     """
 
     threshold: Tensor | None
     share: float
     by_gate: bool = False
+    each_row: bool = False
 
 
 class LossyRegionPass(ABC):

@@ -226,7 +226,8 @@ def choice(place: Place) -> LossyChoice:
 
     def mask(share: float) -> EntryMask:
         if policy.at_run_time:
-            return EntryMask(None, share)
+            alone = isinstance(region.rows, int) and region.rows == 1
+            return EntryMask(None, share, each_row=alone)
         return EntryMask(thresholds(share), share, place.by_gate)
 
     weight = fake_value(region.weight)

@@ -43,6 +43,7 @@ from tokenpass.pipeline.regions import (
 from tokenpass.plan.allocation import Allocation, Curve, allocate
 from tokenpass.reference.facts import MaskFacts
 from tokenpass.rewrite.replacing import Replacement, replaced
+from tokenpass.tracing import fake_value, source_line
 
 LEVELS = 14
 """Levels of a region between none and the highest."""
@@ -154,9 +155,31 @@ class Sparsifier:
                 elif one.site not in taken:
                     taken.add(one.site)
                     found.append((one, fixed_share(spec)))
+        found, more = self.same_rows(found)
+        rejections += more
         instead = {n for one, _ in found for n in one.replacement(one.highest).instead}
         found = [pair for pair in found if origin(pair[0]) not in instead]
         return found, tuple(rejections)
+
+    def same_rows(
+        self, found: list[tuple[LossyChoice, float | None]]
+    ) -> tuple[list[tuple[LossyChoice, float | None]], list[Rejection]]:
+        """Choices whose rows are all there, where rows decide together what is left out."""
+        static = static_inputs(self.tokens.view.module, self.captured)
+        names = projections(self.tokens.view.module.graph, static)
+        dense = {site: fake_value(node).shape for node, site in names.items()}
+        kept, refused = list[tuple[LossyChoice, float | None]](), list[Rejection]()
+        for choice, share in found:
+            node = origin(choice)
+            few = math.prod(fake_value(node).shape[:-1])
+            same = choice.site in dense and str(few) == str(math.prod(dense[choice.site][:-1]))
+            if same or str(few) == "1" or choice.mask(choice.highest).threshold is not None:
+                kept.append((choice, share))
+                continue
+            because = f"{choice.policy} compares rows, and some of them have left"
+            hint = "tokenpass.calibrate, and a policy with fixed thresholds"
+            refused.append(Rejection("unalignable", choice.site, because, hint, source_line(node)))
+        return kept, refused
 
     @cached_property
     def context(self) -> RegionContext:
@@ -359,7 +382,7 @@ def mask_facts(
         region = gated(region, static) if mask.by_gate and region is not None else None
         gate = "" if region is None else str(region.gate)
         inputs = () if region is None else tuple(one.name for one in region.inputs)
-        found[node.name] = MaskFacts(mask.threshold, mask.share, gate, inputs)
+        found[node.name] = MaskFacts(mask.threshold, mask.share, gate, inputs, mask.each_row)
     return found
 
 
