@@ -149,9 +149,9 @@ class LossyChoice:
     """A region that could be computed with a share of its entries left out.
 
     `kind`: equal ones cost the same. `highest`: the largest share that may be left out; `natural`:
-    the share that is zero by itself. `error(share)`: estimated relative L2 error of the main
-    output; `replacement(share)`: the region computed so; `mask(share)`: which entries stay, for the
-    reference.
+    the share that is zero by itself. `density(share)`: the share of weights that is read, for all
+    rows; `error(share)`: estimated relative L2 error of the main output; `replacement(share)`: the
+    region computed so; `mask(share)`: which entries stay, for the reference.
     """
 
     pass_name: str
@@ -160,6 +160,7 @@ class LossyChoice:
     kind: str
     highest: float
     natural: float
+    density: Callable[[float], float]
     error: Callable[[float], float]
     replacement: Callable[[float], Replacement]
     mask: Callable[[float], EntryMask]
@@ -170,12 +171,14 @@ class EntryMask:
     """Entries of a projection's input that stay: magnitudes above `threshold` ([1] or [entries]).
 
     `by_gate`: magnitudes of the gate, else of the input itself. Without a threshold each row leaves
-    out the `share` of its entries that is smallest, of all rows the least bound counts.
+    out the `share` of its entries that is smallest, of all rows the least bound counts; `each_row`:
+    there is one row, which the reference may have to find among others.
     """
 
     threshold: Tensor | None
     share: float
     by_gate: bool = False
+    each_row: bool = False
 
 
 class LossyRegionPass(ABC):

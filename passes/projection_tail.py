@@ -65,12 +65,17 @@ def following(down: Node, rows: Any, apart: frozenset[Node] = frozenset()) -> Ta
 
 
 def comes_later(node: Node, down: Node) -> bool:
-    """Whether a value is a later projection's result, or elementwise of one."""
-    while node.target is not aten.linear.default:
-        if not node.all_input_nodes or not down < node:
-            return False
-        node = max(node.all_input_nodes)
-    return down < node
+    """Whether a later projection has a part in a value."""
+    seen, queue = {node}, [node]
+    while queue:
+        one = queue.pop()
+        if not down < one:
+            continue
+        if one.target is aten.linear.default:
+            return True
+        queue += [source for source in one.all_input_nodes if source not in seen]
+        seen.update(one.all_input_nodes)
+    return False
 
 
 def read_tail(down: Node, rows: Any, run: Sequence[Node]) -> Tail:

@@ -123,15 +123,17 @@ class Scope(BaseModel):
         default=(), description='a list of globs or "re:..." patterns on module paths'
     )
 
-    def covers(self, layer: int | None, path: str) -> bool:
-        """Whether a site is in scope; a site outside every layer has `layer` None."""
+    def covers(self, layer: int | None, *names: str) -> bool:
+        """Whether a site, by any of its names, is in scope; outside every layer `layer` is None."""
         if self.layers is not None and not any(
             layer is not None and first <= layer <= last for first, last in self.layers
         ):
             return False
-        if self.include is not None and not option_values.matches(path, self.include):
+        if self.include is not None and not any(
+            option_values.matches(name, self.include) for name in names
+        ):
             return False
-        return not option_values.matches(path, self.exclude)
+        return not any(option_values.matches(name, self.exclude) for name in names)
 
 
 class PassSpec(Scope):

@@ -57,8 +57,8 @@ ACTIVATIONS = frozenset({"relu", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh",
 class Place:
     """One projection where a policy could act.
 
-    `known`: what was calibrated of it; `apart`: operators that regions with natural zeros compute;
-    `last`: no projection comes behind it.
+    `known`: what was calibrated of it; `apart`: operators that other regions compute, for their
+    neurons or natural zeros; `last`: no projection comes behind it.
     """
 
     site: str
@@ -102,14 +102,16 @@ class ActivationSparsity(LossyRegionPass):
         self, context: RegionContext, told: LossyContext
     ) -> tuple[tuple[LossyChoice, ...], tuple[Rejection, ...]]:
         policy = chosen_policy(told, context.calibration)
-        rows, apart = most_rows(1 - policy.highest), computed_for_zeros(context)
-        before = before_projections(context)
+        rows, before = most_rows(1 - policy.highest), before_projections(context)
         found: list[LossyChoice] = []
         refused: list[Rejection] = []
-        for node, site in projections(context.module.graph, context.static).items():
-            region = region_for(node, context, policy)
+        names = projections(context.module.graph, context.static)
+        regions = {node: region_for(node, context, policy) for node in names}
+        apart = computed_for_zeros(context).union(*(r.nodes for r in regions.values() if r))
+        for node, region in regions.items():
             if region is None:
                 continue
+            site = names[node]
             weight = context.weights[region.weight]
             known = calibrated(site, weight, context.calibration)
             reason = unsound(region, context, rows) or unknown(policy, region, known)
@@ -149,9 +151,11 @@ def region_for(node: Node, context: RegionContext, policy: Policy) -> Projection
     region = projection_region(node, context.static)
     if region is None:
         return None
-    if policy.place == "inputs" or region.blocked:  # a router's neurons come in blocks
+    if policy.place == "inputs":
         return as_input(region)
     called = {part.function for part in parts(region.expression) if isinstance(part, Call)}
+    if region.blocked:  # a router's neurons come in blocks, an attention's heads too
+        return as_input(region) if called & ACTIVATIONS else None
     return gated(region, context.static) or (region if called & ACTIVATIONS else None)
 
 
@@ -208,6 +212,9 @@ def choice(place: Place) -> LossyChoice:
     region, policy, natural = place.region, place.policy, place.natural
     thresholds = cache(partial(threshold, place))
 
+    def density(share: float) -> float:
+        return union(1 - share, int(hinted(region.rows)))
+
     def error(share: float) -> float:
         if place.known is None:
             return prior_error(share, place.last)
@@ -216,16 +223,15 @@ def choice(place: Place) -> LossyChoice:
 
     @cache
     def made(share: float) -> Replacement:
-        density = union(1 - share, int(hinted(region.rows)))
-        listing = Listing(density, constant=partial(thresholds, share))
+        listing = Listing(density(share), constant=partial(thresholds, share))
         if policy.at_run_time:
-            listing = Listing(density, computed=partial(policy.threshold, sparsity=share))
-        level = f"{share:.4g}"
-        return replacement(region, place.site, policy.name, level, listing, place.apart)
+            listing = Listing(density(share), computed=partial(policy.threshold, sparsity=share))
+        return replacement(region, place.site, policy.name, repr(share), listing, place.apart)
 
     def mask(share: float) -> EntryMask:
         if policy.at_run_time:
-            return EntryMask(None, share)
+            alone = isinstance(region.rows, int) and region.rows == 1
+            return EntryMask(None, share, each_row=alone)
         return EntryMask(thresholds(share), share, place.by_gate)
 
     weight = fake_value(region.weight)
@@ -237,6 +243,7 @@ def choice(place: Place) -> LossyChoice:
         " ".join(map(str, kind)),
         natural + (1 - natural) * policy.highest,
         natural,
+        density,
         error,
         made,
         mask,

@@ -109,6 +109,7 @@ def replacement(
         lambda calls: shaped(calls, make(calls, region, tail, listing), tail.end),
         operators,
         weight.numel() * weight.element_size(),
+        instead=frozenset() if region.up is None else frozenset({region.up.projection}),
     )
 
 

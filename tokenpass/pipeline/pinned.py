@@ -35,6 +35,7 @@ from tokenpass.pipeline.regions import (
 )
 from tokenpass.pipeline.sparsity import mask_facts, pinned_lossy
 from tokenpass.plan.levels import TOKENS, evaluator
+from tokenpass.rewrite.replacing import Replacement
 from tokenpass.rewrite.restoring import ReplayRefused
 from tokenpass.rewrite.rewriter import Actions
 
@@ -96,7 +97,12 @@ def with_pinned_regions(
     lossy = [edit for edit in edits if edit.pass_name in lossy_passes()]
     for edit in lossy:
         pinned_share(config, edit)
-    chosen, masks = pinned_lossy(planned, captured, config, lossy)
+    chosen, masks, refused = pinned_lossy(planned, captured, config, lossy)
+    twice = computed_twice([one for _, one in chosen])
+    if twice is not None:
+        raise PlanMismatchError(
+            f"{config.origin}: {twice!r} is computed by two edits of the plan: leave one out"
+        )
     ordered = in_graph_order(region_context(planned, captured, config), chosen)
     made = carry_out_regions(planned, captured, config, ordered)
     named = {(edit.pass_name, edit.site) for edit in edits if edit not in lossy}
@@ -104,12 +110,22 @@ def with_pinned_regions(
     found = {(edit.pass_name, edit.site) for edit in made.plan.edits}
     lost = [edit for edit in edits if (edit.pass_name, edit.site) not in found]
     if lost:
-        why = [str(r) for r in made.plan.rejections if r.where == lost[0].site]
+        told = (*refused, *made.plan.rejections)
+        why = [str(r) for r in told if r.where == lost[0].site]
         raise PlanMismatchError(
             f"{config.origin}: {lost[0].pass_name}: this graph has nothing that could be replaced "
             f"at {lost[0].site!r}" + (f": {why[0]}" if why else "")
         )
     return replace(made, masks=mask_facts(planned.view.module, captured, masks))
+
+
+def computed_twice(lossy: Sequence[Replacement]) -> str | None:
+    """A projection that two lossy replacements compute; None if there is none."""
+    for one in lossy:
+        for other in lossy:
+            if other is not one and one.origin in {other.origin, *other.instead}:
+                return one.site
+    return None
 
 
 def pinned_share(config: Config, edit: Edit) -> float:

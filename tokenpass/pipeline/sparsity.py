@@ -2,7 +2,7 @@
 
 They come behind the token edits, on the graph that those gave, and before the exact replacements,
 which take what is left. What a level costs is read off the cost of graphs with one region replaced,
-one for each kind of region, at two levels: between them bytes and time are linear.
+one for each kind of region, at two levels: bytes and time are linear in what is read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from tokenpass.capture.dynamo import Captured
 from tokenpass.config import Config, PassSpec
@@ -27,7 +27,7 @@ from tokenpass.passes.base import (
     LossyRegionPass,
     RegionContext,
 )
-from tokenpass.pipeline.planned import Planned
+from tokenpass.pipeline.planned import NOT_PAYING, Planned, declined
 from tokenpass.pipeline.regions import (
     Named,
     carry_out_regions,
@@ -40,12 +40,16 @@ from tokenpass.pipeline.regions import (
 )
 from tokenpass.plan.allocation import Allocation, Curve, allocate
 from tokenpass.reference.facts import MaskFacts
+from tokenpass.tracing import fake_value, source_line
 
 LEVELS = 14
 """Levels of a region between none and the highest."""
 
 PRICED = (0.25, 1.0)
 """Where between none and the highest the cost of a kind is read."""
+
+LEFT_ALONE = -1
+"""Instead of a level: `pack_memory` has no room for the region's copy, at any level."""
 
 CORRECTIONS = 3
 """Graphs made at most while what regions save together proves less than by themselves."""
@@ -77,7 +81,7 @@ class Sparsifier:
         for _ in range(CORRECTIONS):
             allocation, refused = self.allocated(aim)
             if not self.chosen(allocation):
-                known = with_rejections(known, refused)
+                known = self.left_alone(known, allocation, refused)
                 break
             made = self.make(allocation, (*rejections, *refused))
             if best is None or made.plan.planned_cost < best.plan.planned_cost:
@@ -85,8 +89,21 @@ class Sparsifier:
             if aim is None or budget is None or allocation.notes or made.plan.share <= budget:
                 break
             aim -= (made.plan.share - budget) * dense * 1.05
-        pays = best is not None and best.plan.planned_cost < known.plan.planned_cost
-        return best if best is not None and (pays or self.fixed) else known
+        if best is None:
+            return known
+        pays = best.plan.planned_cost < known.plan.planned_cost
+        return best if pays or self.fixed else declined(known, budget)
+
+    def left_alone(
+        self, known: Planned, found: Allocation, refused: tuple[Rejection, ...]
+    ) -> Planned:
+        """The exact plan, saying why nothing is left out."""
+        plan = known.plan
+        plan = replace(
+            plan, rejections=(*plan.rejections, *refused), notes=(*plan.notes, *found.notes)
+        )
+        known = replace(known, plan=plan)
+        return known if refused or found.notes else declined(known, self.config.budget)
 
     @cached_property
     def wanted(self) -> bool:
@@ -118,7 +135,7 @@ class Sparsifier:
         for item, spec in self.specs:
             told = LossyContext(spec.policy, self.config.seed)
             choices, refused = item.choices(self.context, told)
-            inside = [c for c in choices if spec.covers(layer_of_site(c.site, prefixes), c.site)]
+            inside = [c for c in choices if in_scope(spec, c.site, prefixes)]
             rejections += refused
             if choices and not inside:
                 because = f"none of the {len(choices)} projections is in what it is limited to"
@@ -131,7 +148,31 @@ class Sparsifier:
                 elif one.site not in taken:
                     taken.add(one.site)
                     found.append((one, fixed_share(spec)))
+        found, more = self.same_rows(found)
+        rejections += more
+        instead = {n for one, _ in found for n in one.replacement(one.highest).instead}
+        found = [pair for pair in found if origin(pair[0]) not in instead]
         return found, tuple(rejections)
+
+    def same_rows(
+        self, found: list[tuple[LossyChoice, float | None]]
+    ) -> tuple[list[tuple[LossyChoice, float | None]], list[Rejection]]:
+        """Choices whose rows are all there, where rows decide together what is left out."""
+        static = static_inputs(self.tokens.view.module, self.captured)
+        names = projections(self.tokens.view.module.graph, static)
+        dense = {site: fake_value(node).shape for node, site in names.items()}
+        kept, refused = list[tuple[LossyChoice, float | None]](), list[Rejection]()
+        for choice, share in found:
+            node = origin(choice)
+            few = math.prod(fake_value(node).shape[:-1])
+            same = choice.site in dense and str(few) == str(math.prod(dense[choice.site][:-1]))
+            if same or str(few) == "1" or choice.mask(choice.highest).threshold is not None:
+                kept.append((choice, share))
+                continue
+            because = f"{choice.policy} compares rows, and some of them have left"
+            hint = "tokenpass.calibrate, and a policy with fixed thresholds"
+            refused.append(Rejection("unalignable", choice.site, because, hint, source_line(node)))
+        return kept, refused
 
     @cached_property
     def context(self) -> RegionContext:
@@ -159,33 +200,40 @@ class Sparsifier:
         found = []
         for choice, fixed in self.found[0]:
             if choice.kind not in lines:
-                low, high = (choice.highest * at for at in PRICED)
-                changes = self.change(choice, low), self.change(choice, high)
-                slope = (changes[1] - changes[0]) / (high - low)
-                lines[choice.kind] = changes[1] - slope * high, slope
+                lines[choice.kind] = self.line(choice)
             start, slope = lines[choice.kind]
             shares = self.shares(choice, fixed)
-            costs = tuple(0.0 if share == 0 else start + slope * share for share in shares)
-            found.append(Curve(costs, error_curve(choice, shares)))
+            costs = [0.0 if s == 0 else start + slope * choice.density(s) for s in shares]
+            found.append(Curve(tuple(costs), error_curve(choice, shares)))
         return found
+
+    def line(self, choice: LossyChoice) -> tuple[float, float]:
+        """What a choice changes of the exact plan's cost where nothing is read, and for all."""
+        shares = [choice.highest * at for at in PRICED]
+        mild, strong = (self.change(choice, share) for share in shares)
+        much, little = (choice.density(share) for share in shares)
+        slope = (mild - strong) / (much - little)
+        return strong - slope * little, slope
 
     def shares(self, choice: LossyChoice, fixed: float | None) -> tuple[float, ...]:
         """The levels of a choice; the first one leaves all as the exact plan has it."""
         if fixed is not None:
             return (fixed,)
         room = choice.highest - choice.natural
-        steps = (choice.natural + room * at / LEVELS for at in range(1, LEVELS + 1))
-        return (0.0, *(round(step, 3) for step in steps))
+        steps = (round(choice.natural + room * at / LEVELS, 3) for at in range(1, LEVELS + 1))
+        return (0.0, *(step for step in dict.fromkeys(steps) if choice.natural < step < 1))
 
     def allocated(self, aim: float | None) -> tuple[Allocation, tuple[Rejection, ...]]:
         """Levels within the budget whose copies of weights fit `pack_memory`.
 
         Where they do not, regions that save least for each byte of a copy are left alone.
         """
-        curves, refused = list(self.curves), list[Rejection]()
+        curves, refused, alone = list(self.curves), list[Rejection](), set[int]()
         allowed = self.config.pack_memory * weight_bytes(self.captured)
         while True:
             found = allocate(curves, aim, self.error_left)
+            levels = (LEFT_ALONE if at in alone else k for at, k in enumerate(found.levels))
+            found = replace(found, levels=tuple(levels))
             used = [
                 (curves[at].costs[level] / packed, at, packed)
                 for at, level in enumerate(found.levels)
@@ -199,6 +247,7 @@ class Sparsifier:
                 site, hint = self.found[0][at][0].site, "raise pack_memory"
                 refused.append(Rejection("pack_memory", site, because, hint))
                 curves[at] = Curve((0.0,), (0.0,))
+                alone.add(at)
                 over -= packed
                 if over <= 0:
                     break
@@ -213,8 +262,7 @@ class Sparsifier:
     def packed(self, at: int, level: int) -> int:
         """Bytes of the copy that a choice needs at a level."""
         choice, fixed = self.found[0][at]
-        curve = self.shares(choice, fixed)
-        share = curve[level] if level < len(curve) else 0.0
+        share = 0.0 if level == LEFT_ALONE else self.shares(choice, fixed)[level]
         return choice.replacement(share).packed_bytes if share else 0
 
     def packed_exactly(self, found: Allocation) -> int:
@@ -237,7 +285,11 @@ class Sparsifier:
     def chosen(self, found: Allocation) -> list[tuple[LossyChoice, float]]:
         """The choices that leave something out, with their shares."""
         pairs = zip(self.found[0], found.levels, strict=True)
-        levels = [(choice, self.shares(choice, fixed)[level]) for (choice, fixed), level in pairs]
+        levels = [
+            (choice, self.shares(choice, fixed)[level])
+            for (choice, fixed), level in pairs
+            if level != LEFT_ALONE
+        ]
         return [(choice, share) for choice, share in levels if share]
 
     def make(self, found: Allocation, rejections: tuple[Rejection, ...]) -> Planned:
@@ -246,7 +298,11 @@ class Sparsifier:
         made = carry_out_regions(self.tokens, self.captured, self.config, chosen, rejections)
         made = with_regions(made, self.captured, self.config)
         error = math.hypot(self.tokens.plan.error, found.error)
-        plan = replace(made.plan, error=error, notes=(*made.plan.notes, *found.notes))
+        # what was said of token edits alone no longer holds
+        notes = tuple(note for note in made.plan.notes if note != NOT_PAYING)
+        if self.config.budget is not None and made.plan.share <= self.config.budget:
+            notes = ()
+        plan = replace(made.plan, error=error, notes=(*notes, *found.notes))
         kept = {choice.site: choice.mask(share) for choice, share in self.chosen(found)}
         masks = mask_facts(self.tokens.view.module, self.captured, kept)
         return replace(made, plan=plan, masks=masks)
@@ -264,6 +320,16 @@ def fixed_share(spec: PassSpec) -> float | None:
     return None if share == "auto" else float(share)
 
 
+def origin(choice: LossyChoice) -> Node:
+    """The projection of a choice."""
+    return choice.replacement(choice.highest).origin
+
+
+def in_scope(spec: PassSpec, site: str, prefixes: Sequence[str]) -> bool:
+    """Whether a pass may act at a projection, which is named by its site or its module's path."""
+    return spec.covers(layer_of_site(site, prefixes), site, site.rsplit(":", 1)[0])
+
+
 def layer_of_site(site: str, prefixes: Sequence[str]) -> int | None:
     """The layer whose modules a projection belongs to; None outside all of them."""
     path = site.rsplit(":", 1)[0]
@@ -273,9 +339,10 @@ def layer_of_site(site: str, prefixes: Sequence[str]) -> int | None:
 def error_curve(choice: LossyChoice, shares: Sequence[float]) -> tuple[float, ...]:
     """The estimated error of each share; every other one is between its neighbours."""
     found = [0.0 if share == 0 else math.nan for share in shares]
-    known = [at for at, share in enumerate(shares) if share and (at % 2 == 0 or len(shares) < 4)]
-    for at in known:
-        found[at] = choice.error(shares[at])
+    last = len(shares) - 1
+    for at, share in enumerate(shares):
+        if share and (at % 2 == 0 or at == last or last < 3):
+            found[at] = choice.error(share)
     for at, error in enumerate(found):
         if math.isnan(error):
             found[at] = (found[at - 1] + found[at + 1]) / 2
@@ -295,24 +362,35 @@ def mask_facts(
         region = gated(region, static) if mask.by_gate and region is not None else None
         gate = "" if region is None else str(region.gate)
         inputs = () if region is None else tuple(one.name for one in region.inputs)
-        found[node.name] = MaskFacts(mask.threshold, mask.share, gate, inputs)
+        found[node.name] = MaskFacts(mask.threshold, mask.share, gate, inputs, mask.each_row)
     return found
 
 
 def pinned_lossy(
     planned: Planned, captured: Captured, config: Config, edits: Sequence[Edit]
-) -> tuple[list[Named], dict[str, EntryMask]]:
-    """The replacements that pinned edits name, and their masks by site; those the graph has."""
+) -> tuple[list[Named], dict[str, EntryMask], tuple[Rejection, ...]]:
+    """The replacements that pinned edits name, those the graph has, and their masks by site.
+
+    Rejections say why it lacks others.
+    """
     context = region_context(planned, captured, config)
     passes = {item.name: item for item in all_passes() if isinstance(item, LossyRegionPass)}
     found: list[Named] = []
     masks: dict[str, EntryMask] = {}
+    rejections: list[Rejection] = []
     for name, policy in dict.fromkeys((edit.pass_name, edit.policy) for edit in edits):
         told = LossyContext(policy, planned.plan.seed)
-        choices = {choice.site: choice for choice in passes[name].choices(context, told)[0]}
+        all_choices, refused = passes[name].choices(context, told)
+        choices = {choice.site: choice for choice in all_choices}
+        rejections += refused
         for edit in edits:
             if (edit.pass_name, edit.policy) == (name, policy) and edit.site in choices:
                 choice, share = choices[edit.site], float(edit.level)
-                found.append((name, choice.replacement(share)))
+                made = choice.replacement(share)
+                reason = unserved(made, captured)
+                if reason is not None:
+                    rejections.append(reason)
+                    continue
+                found.append((name, made))
                 masks[edit.site] = choice.mask(share)
-    return found, masks
+    return found, masks, tuple(rejections)

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 
 STEPS = 60
 
+ROUNDING = 1e-12
+"""Costs that are nearer to each other, of the largest, differ by rounding alone."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -60,10 +63,19 @@ def allocate(
     if made(curves, highest).cost > goal:
         found = knee(curves, highest)
         reached = "no levels of the regions reach the budget: this is where more stops paying"
+        if all(len(curve.costs) == 1 for curve in curves):
+            reached = "the levels that are given do not reach the budget"
         found = Allocation(found.levels, found.cost, found.error, (reached,))
     else:
         price = bisected(0.0, highest, lambda price: made(curves, price).cost <= goal)
-        found = spent(curves, made(curves, price), lambda cost, _: cost <= goal)
+        found = min(
+            (
+                spent(curves, start, lambda cost, _, goal=goal: cost <= goal)
+                for start in (made(curves, price), *uniform(curves))
+                if start.cost <= goal
+            ),
+            key=lambda plan: (plan.error, plan.cost),
+        )
     if max_error is not None and found.error > max_error:
         within = cheapest(curves, max_error)
         note = f"max_error binds: the budget would need an estimated error of {found.error:.3g}"
@@ -76,6 +88,15 @@ def made(curves: Sequence[Curve], price: float) -> Allocation:
     return at_levels(curves, tuple(curve.best(price) for curve in curves))
 
 
+def uniform(curves: Sequence[Curve]) -> list[Allocation]:
+    """One level for all: where tables are not convex no price may give as good a plan."""
+    most = max(len(curve.costs) for curve in curves)
+    return [
+        at_levels(curves, [min(level, len(curve.costs) - 1) for curve in curves])
+        for level in range(1, most)
+    ]
+
+
 def at_levels(curves: Sequence[Curve], levels: Sequence[int]) -> Allocation:
     """What levels change, and their error."""
     pairs = list(zip(curves, levels, strict=True))
@@ -86,12 +107,13 @@ def at_levels(curves: Sequence[Curve], levels: Sequence[int]) -> Allocation:
 def dearest_price(curves: Sequence[Curve]) -> float:
     """A price at which every region takes its cheapest level."""
     errors = sum(max(curve.errors) ** 2 for curve in curves)
+    most = max((abs(cost) for curve in curves for cost in curve.costs), default=0.0)
     steps = [
         abs(first - second)
         for curve in curves
         for first in curve.costs
         for second in curve.costs
-        if first != second
+        if abs(first - second) > ROUNDING * most
     ]
     return 2 * errors / min(steps) if steps else 1.0
 

@@ -79,13 +79,14 @@ class MaskFacts:
 
     Magnitudes of the input, or of `gate`, a pointwise text over the values called `inputs`. Without
     a threshold each row leaves out the `share` of its entries that is smallest, where of all rows
-    the least bound counts.
+    the least bound counts, or (`each_row`) every row its own.
     """
 
     threshold: torch.Tensor | None
     share: float
     gate: str = ""
     inputs: tuple[str, ...] = ()
+    each_row: bool = False
 
 
 @dataclass(frozen=True)

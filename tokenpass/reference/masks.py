@@ -21,13 +21,13 @@ def masked_entries(
     flat = value.reshape(-1, value.shape[-1])
     told = flat
     if mask.gate:
-        parts = [one.reshape(-1, one.shape[-1]) for one in inputs]
+        parts = [one.reshape(-1, one.shape[-1] if one.dim() else 1) for one in inputs]
         told = evaluate(parse(mask.gate), parts).expand(flat.shape)
     size = told.float().abs()
     bound = mask.threshold
     if bound is None:
         dropped = max(1, round(mask.share * flat.shape[-1]))
         bound = size.sort(-1).values[:, dropped - 1 : dropped]
-        bound = bound if each_row else bound.min()
+        bound = bound if each_row or mask.each_row else bound.min()
     left_out = size <= bound
     return torch.where(left_out, torch.zeros_like(flat), flat).reshape(value.shape)

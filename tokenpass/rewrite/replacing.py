@@ -38,6 +38,8 @@ class Replacement:
     `site`, `policy` and `level` name it in a plan; `operators` are those it calls; `packed_bytes`
     is what second copies of weights take that its kernels keep. `read` is set where nothing but
     speed is gained: the weight whose reading must be faster by our kernel than by the library.
+    `instead`: projections beside `origin` whose part in the value it computes itself, whatever else
+    replaces them.
     """
 
     node: Node
@@ -49,6 +51,7 @@ class Replacement:
     operators: tuple[str, ...]
     packed_bytes: int = 0
     read: WeightRead | None = None
+    instead: frozenset[Node] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)

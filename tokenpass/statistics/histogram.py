@@ -7,7 +7,9 @@ every model and dtype, so that histograms add up in any order and nothing is tun
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Self
 
 import torch
@@ -29,6 +31,7 @@ _INFINITY = 0x7F800000
 _AT_ONCE = 1 << 24
 
 
+@cache
 def _edges() -> Tensor:
     """`[BINS + 1]`: bin k holds edges[k] <= |x| < edges[k + 1]."""
     steps = torch.arange(BINS, dtype=torch.float64)
@@ -111,10 +114,19 @@ class Histogram:
 
         Zeros, and what is below 2^LOWEST, are below every threshold from 0.
         """
-        at, part = self._place(threshold)
-        below = self._before(self.counts.double(), at)
-        inside = self.counts.gather(0, at[None])[0] * part
-        return (below + inside) / self._entries()
+        return self.shares()(threshold)
+
+    def shares(self) -> Callable[[float | Tensor], Tensor]:
+        """`share_below` for many thresholds: the counts are summed once."""
+        sums = torch.nn.functional.pad(self.counts.cumsum(0).double(), (0, 0, 1, 0))
+        entries = self._entries()
+
+        def below(threshold: float | Tensor) -> Tensor:
+            at, part = self._place(threshold)
+            before, through = sums.gather(0, torch.stack([at, at + 1]))
+            return (before + (through - before) * part) / entries
+
+        return below
 
     def quantile(self, share: float | Tensor) -> Tensor:
         """`[channels]`: the least magnitude that a share, `[1 or channels]`, is not above."""
@@ -183,6 +195,7 @@ def _counted(values: Tensor, channels: int) -> Tensor:
     return torch.bincount(at.flatten(), minlength=(BINS + 1) * channels)
 
 
+@cache
 def _bin_moments(power: int) -> Tensor:
     """`[BINS]`: the mean of |x|^power in each bin; what is in bin 0 counts as 0."""
     edges = _edges()

@@ -8,8 +8,8 @@ from torch import Tensor
 from tokenpass.shapes import Float
 from tokenpass.statistics.histogram import Histogram
 
-STEPS = 40
-"""Halvings of an interval of 2^80 in the logarithm."""
+STEPS = 26
+"""Halvings of the exponent's interval: to a millionth."""
 
 LOWEST, HIGHEST = -40.0, 40.0
 """Exponents of two between which a threshold is looked for."""
@@ -25,8 +25,10 @@ def scale_for(
     if pattern.numel() == 1:
         histogram = histogram.pooled()
 
+    shares = histogram.shares()
+
     def below(threshold: Tensor) -> float:
-        return float(histogram.share_below(threshold).mean())
+        return float(shares(threshold).mean())
 
     if below(torch.zeros_like(pattern)) >= sparsity:
         return torch.zeros_like(pattern)
