@@ -9,6 +9,7 @@ import pytest
 from pydantic import Field
 
 from tokenpass.config import Config, PassOptions, PassSchema, TokenOptions, resolve
+from tokenpass.config_schema import SparsityOptions
 from tokenpass.errors import ConfigError, OptionError, UserError
 
 
@@ -21,6 +22,7 @@ PASSES = {
     "token_merge": PassSchema(TokenOptions, ("tome", "pitome")),
     "token_prune": PassSchema(TokenOptions, ("fastv", "key_norm")),
     "sparse_attention": PassSchema(DensityOptions),
+    "activation_sparsity": PassSchema(SparsityOptions, ("teal", "wina")),
     "dead_tokens": PassSchema(exact=True),
 }
 NAN = float("nan")

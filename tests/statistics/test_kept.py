@@ -12,11 +12,11 @@ from tokenpass.statistics.kept import STATISTICS, Observed, core
 
 
 def by_loops(hidden: Tensor) -> list[int]:
-    """CoreInfer's steps 1 and 2, token by token."""
+    """CoreInfer's steps 1 and 2 by magnitude, token by token."""
     counts = [0] * hidden.shape[1]
     for row in hidden.tolist():
-        positive = sorted((-value, at) for at, value in enumerate(row) if value > 0)
-        for _, at in positive[: math.floor(0.4 * len(positive))]:
+        active = sorted((-abs(value), at) for at, value in enumerate(row) if value)
+        for _, at in active[: math.floor(0.4 * len(active))]:
             counts[at] += 1
     return counts
 

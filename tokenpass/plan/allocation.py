@@ -68,14 +68,9 @@ def allocate(
         found = Allocation(found.levels, found.cost, found.error, (reached,))
     else:
         price = bisected(0.0, highest, lambda price: made(curves, price).cost <= goal)
-        found = min(
-            (
-                spent(curves, start, lambda cost, _, goal=goal: cost <= goal)
-                for start in (made(curves, price), *uniform(curves))
-                if start.cost <= goal
-            ),
-            key=lambda plan: (plan.error, plan.cost),
-        )
+        starts = [s for s in (made(curves, price), *uniform(curves)) if s.cost <= goal]
+        plans = [spent(curves, start, goal) for start in starts]
+        found = min(plans, key=lambda plan: (plan.error, plan.cost))
     if max_error is not None and found.error > max_error:
         within = cheapest(curves, max_error)
         note = f"max_error binds: the budget would need an estimated error of {found.error:.3g}"
@@ -127,9 +122,7 @@ def bisected(low: float, high: float, fits: Callable[[float], bool]) -> float:
     return high
 
 
-def spent(
-    curves: Sequence[Curve], found: Allocation, fits: Callable[[float, float], bool]
-) -> Allocation:
+def spent(curves: Sequence[Curve], found: Allocation, goal: float) -> Allocation:
     """Milder levels, those first that lower the squared error most, while the plan still fits."""
     while True:
         steps = [
@@ -140,7 +133,7 @@ def spent(
         for change, at, milder in sorted(steps):
             levels = (*found.levels[:at], milder, *found.levels[at + 1 :])
             better = at_levels(curves, levels)
-            if change < 0 and fits(better.cost, better.error):
+            if change < 0 and better.cost <= goal:
                 found = better
                 break
         else:
@@ -157,7 +150,26 @@ def cheapest(curves: Sequence[Curve], max_error: float) -> Allocation:
     price = bisected(0.0, highest, lambda price: made(curves, price).error > max_error)
     low = price * (1 - 2.0**-40)
     found = made(curves, low)
-    return found if found.error <= max_error else made(curves, 0.0)
+    found = found if found.error <= max_error else made(curves, 0.0)
+    return saved(curves, found, max_error)
+
+
+def saved(curves: Sequence[Curve], found: Allocation, max_error: float) -> Allocation:
+    """Stronger levels, those first that save most, while the error still allows."""
+    while True:
+        steps = [
+            (curve.costs[stronger] - curve.costs[level], at, stronger)
+            for at, (curve, level) in enumerate(zip(curves, found.levels, strict=True))
+            for stronger in range(level + 1, len(curve.costs))
+        ]
+        for change, at, stronger in sorted(steps):
+            levels = (*found.levels[:at], stronger, *found.levels[at + 1 :])
+            cheaper = at_levels(curves, levels)
+            if change < 0 and cheaper.error <= max_error:
+                found = cheaper
+                break
+        else:
+            return found
 
 
 def knee(curves: Sequence[Curve], highest: float) -> Allocation:
