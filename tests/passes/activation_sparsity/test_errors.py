@@ -93,10 +93,11 @@ def test_the_prior_is_that_of_normal_entries(share: float) -> None:
     value = drawn(200_000, seed=5)
     bound = value.abs().quantile(share)
     lost = float((value[value.abs() <= bound].square().sum() / value.square().sum()).sqrt())
-    assert prior_error(share) == pytest.approx(PRIOR_SENSITIVITY * lost, rel=0.05, abs=1e-3)
+    assert prior_error(share, False) == pytest.approx(PRIOR_SENSITIVITY * lost, rel=0.05, abs=1e-3)
 
 
 def test_the_prior_at_its_ends_and_between() -> None:
-    assert prior_error(0.0) == 0.0 and prior_error(1.0) == PRIOR_SENSITIVITY
-    errors = [prior_error(at / 50) for at in range(51)]
+    assert prior_error(0.0, False) == 0.0 and prior_error(1.0, False) == PRIOR_SENSITIVITY
+    assert prior_error(1.0, True) == 1.0 > PRIOR_SENSITIVITY
+    errors = [prior_error(at / 50, False) for at in range(51)]
     assert errors == sorted(errors) and all(math.isfinite(error) for error in errors)
