@@ -18,7 +18,7 @@ from tokenpass.capture.dynamo import Captured
 from tokenpass.config import Config, PassSpec
 from tokenpass.cost.roofline import graph_cost
 from tokenpass.edits import Edit, Rejection
-from tokenpass.graph.layers import layer_prefixes, under
+from tokenpass.graph.layers import layer_prefixes, numbered_prefixes, under
 from tokenpass.graph.projections import gated, projection_region, projections
 from tokenpass.options import all_passes
 from tokenpass.passes.base import (
@@ -106,11 +106,10 @@ class Sparsifier:
     ) -> Planned:
         """The exact plan, saying why nothing is left out."""
         plan = known.plan
-        plan = replace(
-            plan, rejections=(*plan.rejections, *refused), notes=(*plan.notes, *found.notes)
-        )
-        known = replace(known, plan=plan)
-        return known if refused or found.notes else declined(known, self.config.budget)
+        plan = replace(plan, rejections=(*plan.rejections, *refused))
+        if not refused and self.config.max_error is None:
+            return declined(replace(known, plan=plan), self.config.budget)
+        return replace(known, plan=replace(plan, notes=(*plan.notes, *found.notes)))
 
     @cached_property
     def wanted(self) -> bool:
@@ -135,7 +134,7 @@ class Sparsifier:
     @cached_property
     def found(self) -> tuple[list[tuple[LossyChoice, float | None]], tuple[Rejection, ...]]:
         """What could be left out, with the share that the user fixed."""
-        prefixes = layer_prefixes(self.tokens.view.regions)
+        prefixes = self.prefixes
         found: list[tuple[LossyChoice, float | None]] = []
         rejections: list[Rejection] = []
         taken: set[str] = set()
@@ -160,6 +159,13 @@ class Sparsifier:
         instead = {n for one, _ in found for n in one.replacement(one.highest).instead}
         found = [pair for pair in found if origin(pair[0]) not in instead]
         return found, tuple(rejections)
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The paths of the layers."""
+        found = layer_prefixes(self.tokens.view.regions)
+        names = projections(self.module.graph, self.context.static).values()
+        return found or numbered_prefixes(name.rsplit(":", 1)[0] for name in names)
 
     def same_rows(
         self, found: list[tuple[LossyChoice, float | None]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -72,7 +73,7 @@ def test_contract(policy: Policy) -> None:
         assert not one.isnan().any()
         assert (one >= 0).all() or policy.name in ("core_neurons", "random")
         assert torch.equal(one, policy.threshold(**signals(policy, share)))
-    for milder, stronger in zip(found, found[1:], strict=False):
+    for milder, stronger in itertools.pairwise(found):
         assert (milder <= stronger).all() and not torch.equal(milder, stronger)
     assert policy.place in ("inputs", "neurons") and 0 < policy.highest < 1
 
