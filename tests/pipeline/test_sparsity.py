@@ -252,7 +252,7 @@ def same(first: Planned, second: Planned) -> bool:
     """Whether two graphs are alike, to the values that they hold."""
     assert first.module is not None and second.module is not None
     (one, other) = (
-        [(n.op, str(n.target), str(n.args)) for n in plan.module.graph.nodes]  # type: ignore[union-attr]
+        [(n.op, str(n.target), str(n.args)) for n in plan.module.graph.nodes]
         for plan in (first, second)
     )
     names = [target for op, target, _ in one if op == "get_attr"]
@@ -274,7 +274,7 @@ def test_a_saved_plan_gives_the_same_graph(
     again = make_plan(graph.view, graph.captured, read_options(given))
     assert sites(again) == sites(plan) != []
     assert same(plan, again)
-    assert relative(graph.run(again.module), graph.reference(again)) < 1e-5  # type: ignore[arg-type]
+    assert relative(graph.run(again.module), graph.reference(again)) < 1e-5
 
 
 def test_fuel(model: nn.Module, calibration: Calibration, monkeypatch: pytest.MonkeyPatch) -> None:

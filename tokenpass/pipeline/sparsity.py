@@ -8,7 +8,7 @@ replaced, one for each kind of region, at two levels: bytes and time are linear 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,7 +19,7 @@ from tokenpass.config import Config, PassSpec
 from tokenpass.cost.roofline import graph_cost
 from tokenpass.edits import Edit, Rejection
 from tokenpass.graph.layers import layer_prefixes, numbered_prefixes, under
-from tokenpass.graph.projections import gated, projection_region, projections
+from tokenpass.graph.projections import projections
 from tokenpass.options import all_passes
 from tokenpass.passes.base import (
     EntryMask,
@@ -28,6 +28,7 @@ from tokenpass.passes.base import (
     LossyRegionPass,
     RegionContext,
 )
+from tokenpass.pipeline.facts import mask_facts
 from tokenpass.pipeline.planned import NOT_PAYING, Planned, declined, device_of, op_costs
 from tokenpass.pipeline.regions import (
     Named,
@@ -41,7 +42,6 @@ from tokenpass.pipeline.regions import (
     weight_bytes,
 )
 from tokenpass.plan.allocation import Allocation, Curve, allocate
-from tokenpass.reference.facts import MaskFacts
 from tokenpass.rewrite.replacing import Replacement, replaced
 from tokenpass.tracing import fake_value, source_line
 
@@ -373,23 +373,6 @@ def error_curve(choice: LossyChoice, shares: Sequence[float]) -> tuple[float, ..
         if math.isnan(error):
             found[at] = (found[at - 1] + found[at + 1]) / 2
     return tuple(found)
-
-
-def mask_facts(
-    dense: GraphModule, captured: Captured, masks: Mapping[str, EntryMask]
-) -> dict[str, MaskFacts]:
-    """What the reference is told of masks by site: names of the dense graph."""
-    static = static_inputs(dense, captured)
-    found: dict[str, MaskFacts] = {}
-    for node, site in projections(dense.graph, static).items():
-        if site not in masks:
-            continue
-        mask, region = masks[site], projection_region(node, static)
-        region = gated(region, static) if mask.by_gate and region is not None else None
-        gate = "" if region is None else str(region.gate)
-        inputs = () if region is None else tuple(one.name for one in region.inputs)
-        found[node.name] = MaskFacts(mask.threshold, mask.share, gate, inputs, mask.each_row)
-    return found
 
 
 def pinned_lossy(
