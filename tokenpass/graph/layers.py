@@ -25,6 +25,23 @@ def layer_prefixes(regions: Sequence[AttentionRegion]) -> tuple[str, ...]:
     return tuple(prefixes)
 
 
+def numbered_prefixes(paths: Iterable[str]) -> tuple[str, ...]:
+    """Layers by their numbers alone, e.g. `model.layers.0`: of the list that has most of them.
+
+    For graphs in which no attention is recognised, as of one token without a cache.
+    """
+    lists: dict[str, set[int]] = {}
+    for path in paths:
+        parts = path.split(".")
+        first = next((at for at, part in enumerate(parts) if part.isdecimal()), None)
+        if first is not None:
+            lists.setdefault(".".join(parts[:first]), set()).add(int(parts[first]))
+    if not lists:
+        return ()
+    name = max(lists, key=lambda one: len(lists[one]))
+    return tuple(f"{name}.{at}".removeprefix(".") for at in range(max(lists[name]) + 1))
+
+
 def layer_of(node: Node, prefixes: Sequence[str]) -> int | None:
     """Index of the layer whose modules made a node; None outside all layers."""
     path = module_path(node)

@@ -6,19 +6,23 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
+from tokenpass.capture.dynamo import Captured
 from tokenpass.errors import InternalError
+from tokenpass.graph.projections import gated, projection_region, projections
 from tokenpass.graph.regions import AttentionRegion
 from tokenpass.graph.sites import Site, Stream, batch_place
 from tokenpass.graph.view import View
 from tokenpass.options import all_passes
-from tokenpass.passes.base import LossyPass
+from tokenpass.passes.base import EntryMask, LossyPass
 from tokenpass.pipeline.planned import Planned
+from tokenpass.pipeline.regions import static_inputs
 from tokenpass.reference.facts import (
     FUSED,
     AttentionFacts,
     GraphFacts,
+    MaskFacts,
     ShortFacts,
     SiteFacts,
     StreamFacts,
@@ -34,6 +38,23 @@ def reference_of(planned: Planned) -> Reference:
     tokens = {item.name for item in all_passes() if isinstance(item, LossyPass)}
     edits = [edit for edit in plan.edits if edit.pass_name in tokens]
     return Reference(planned.view.module, edits, facts, plan.seed)
+
+
+def mask_facts(
+    dense: GraphModule, captured: Captured, masks: Mapping[str, EntryMask]
+) -> dict[str, MaskFacts]:
+    """What the reference is told of masks by site: names of the dense graph."""
+    static = static_inputs(dense, captured)
+    found: dict[str, MaskFacts] = {}
+    for node, site in projections(dense.graph, static).items():
+        if site not in masks:
+            continue
+        mask, region = masks[site], projection_region(node, static)
+        region = gated(region, static) if mask.by_gate and region is not None else None
+        gate = "" if region is None else str(region.gate)
+        inputs = () if region is None else tuple(one.name for one in region.inputs)
+        found[node.name] = MaskFacts(mask.threshold, mask.share, gate, inputs, mask.each_row)
+    return found
 
 
 def facts_of(view: View, made: Rewritten | None) -> GraphFacts:

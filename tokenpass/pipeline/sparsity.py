@@ -8,17 +8,17 @@ one for each kind of region, at two levels: bytes and time are linear in what is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from tokenpass.capture.dynamo import Captured
 from tokenpass.config import Config, PassSpec
 from tokenpass.edits import Edit, Rejection
-from tokenpass.graph.layers import layer_prefixes, under
-from tokenpass.graph.projections import gated, projection_region, projections
+from tokenpass.graph.layers import layer_prefixes, numbered_prefixes, under
+from tokenpass.graph.projections import projections
 from tokenpass.options import all_passes
 from tokenpass.passes.base import (
     EntryMask,
@@ -27,6 +27,7 @@ from tokenpass.passes.base import (
     LossyRegionPass,
     RegionContext,
 )
+from tokenpass.pipeline.facts import mask_facts
 from tokenpass.pipeline.planned import NOT_PAYING, Planned, declined
 from tokenpass.pipeline.regions import (
     Named,
@@ -39,7 +40,6 @@ from tokenpass.pipeline.regions import (
     with_regions,
 )
 from tokenpass.plan.allocation import Allocation, Curve, allocate
-from tokenpass.reference.facts import MaskFacts
 from tokenpass.tracing import fake_value, source_line
 
 LEVELS = 14
@@ -99,11 +99,10 @@ class Sparsifier:
     ) -> Planned:
         """The exact plan, saying why nothing is left out."""
         plan = known.plan
-        plan = replace(
-            plan, rejections=(*plan.rejections, *refused), notes=(*plan.notes, *found.notes)
-        )
-        known = replace(known, plan=plan)
-        return known if refused or found.notes else declined(known, self.config.budget)
+        plan = replace(plan, rejections=(*plan.rejections, *refused))
+        if not refused and self.config.max_error is None:
+            return declined(replace(known, plan=plan), self.config.budget)
+        return replace(known, plan=replace(plan, notes=(*plan.notes, *found.notes)))
 
     @cached_property
     def wanted(self) -> bool:
@@ -128,7 +127,7 @@ class Sparsifier:
     @cached_property
     def found(self) -> tuple[list[tuple[LossyChoice, float | None]], tuple[Rejection, ...]]:
         """What could be left out, with the share that the user fixed."""
-        prefixes = layer_prefixes(self.tokens.view.regions)
+        prefixes = self.prefixes
         found: list[tuple[LossyChoice, float | None]] = []
         rejections: list[Rejection] = []
         taken: set[str] = set()
@@ -153,6 +152,13 @@ class Sparsifier:
         instead = {n for one, _ in found for n in one.replacement(one.highest).instead}
         found = [pair for pair in found if origin(pair[0]) not in instead]
         return found, tuple(rejections)
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The paths of the layers."""
+        found = layer_prefixes(self.tokens.view.regions)
+        names = projections(self.context.module.graph, self.context.static).values()
+        return found or numbered_prefixes(name.rsplit(":", 1)[0] for name in names)
 
     def same_rows(
         self, found: list[tuple[LossyChoice, float | None]]
@@ -347,23 +353,6 @@ def error_curve(choice: LossyChoice, shares: Sequence[float]) -> tuple[float, ..
         if math.isnan(error):
             found[at] = (found[at - 1] + found[at + 1]) / 2
     return tuple(found)
-
-
-def mask_facts(
-    dense: GraphModule, captured: Captured, masks: Mapping[str, EntryMask]
-) -> dict[str, MaskFacts]:
-    """What the reference is told of masks by site: names of the dense graph."""
-    static = static_inputs(dense, captured)
-    found: dict[str, MaskFacts] = {}
-    for node, site in projections(dense.graph, static).items():
-        if site not in masks:
-            continue
-        mask, region = masks[site], projection_region(node, static)
-        region = gated(region, static) if mask.by_gate and region is not None else None
-        gate = "" if region is None else str(region.gate)
-        inputs = () if region is None else tuple(one.name for one in region.inputs)
-        found[node.name] = MaskFacts(mask.threshold, mask.share, gate, inputs, mask.each_row)
-    return found
 
 
 def pinned_lossy(
