@@ -217,7 +217,7 @@ def finish(
     known = tl.load(probes + probe, mask=asked, other=0)
     seen = tl.load(weight + probe.to(tl.int64) * probe_step, mask=asked, other=0.0)
     bits = tl.where(asked, seen.to(BITS, bitcast=True), 0)
-    y = tl.sum(tl.load(source, mask=there, other=0.0), axis=0)
+$wait    y = tl.sum(tl.load(source, mask=there, other=0.0), axis=0)
     if tl.sum((known != bits).to(tl.int32), axis=0) > 0:
         y = tl.zeros([BLOCK_FINISHED], tl.float32)
         $unpacked
@@ -228,6 +228,7 @@ def finish(
 BY_LIST = {
     "given": "index, kept, count,",
     "sizes": "kept_row,",
+    "wait": "",
     "unpacked": """\
 for j in range(length_of(count, entries)):
             k = tl.load(index + j)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from string import Template
 from typing import ClassVar
 
+import torch
+
 from tokenpass.codegen.base import Parameters, Problem
 from tokenpass.codegen.triton.mask_compact import tallest, widest
 from tokenpass.codegen.triton.pointwise import MATHEMATICS
@@ -48,7 +50,7 @@ def combine(
 
     The list of a slice is never stored: a lane asks all threads for the entry of its rank.
     """
-    column = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+$go_on    column = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     inside = column < outputs
     part = tl.program_id(1)
     row = tl.program_id(2) * ROWS
@@ -82,6 +84,12 @@ def bits_in_row($parameters threshold, threshold_step, row, rows, column, inside
 def weights_of(packed, k, is_there, outputs, column, inside):
     return tl.load(packed + k.to(tl.int64) * outputs + column, mask=inside & is_there, other=0.0)
 ''')
+
+GO_ON = "    tl.extra.cuda.gdc_launch_dependents()\n"
+WAIT = "    tl.extra.cuda.gdc_wait()\n"
+"""Programmatic dependent launch: programs of `finish` are placed while `combine` still runs, and
+wait there for all that it writes. Gives the time between two launches back.
+"""
 
 LANE = {
     "place": "k{j} = where_ranked(rank, first + {j}, k)",
@@ -152,6 +160,7 @@ def launch(inputs, prologue, threshold, weight, extras, epilogue, density=1.0):
         held.probes.shape[0],
         held.step,
         num_warps=4,
+        $early
     )
     return out
 """)
@@ -184,6 +193,7 @@ class TritonSparseLinear(TritonTemplate):
             "epilogue": canonical(problem.text(5)),
             **slice_sizes(entries),
             **product_sizes(stored, rows, entries, outputs),
+            "early": launches_early(),
         }
 
     def render(self, parameters: Parameters) -> str:
@@ -204,6 +214,7 @@ class TritonSparseLinear(TritonTemplate):
             name: Template(one).substitute(values=inputs.parameters)
             for name, one in BY_ENTRIES.items()
         }
+        early = bool(parameters["early"])
         sections = (
             HEAD.substitute(
                 about="y = epilogue(sum over the listed k of v[:, k] packed[k]).",
@@ -216,18 +227,24 @@ class TritonSparseLinear(TritonTemplate):
             FOUND.substitute(parameters=inputs.parameters),
             COMBINE.substitute(
                 parameters=inputs.parameters,
+                go_on=GO_ON * early,
                 begin=text["begin"],
                 values="\n        ".join(values),
                 lanes=text["lanes"].replace("\n", "\n    "),
                 end=text["end"],
             ),
-            FINISH.substitute(by_entries, parameters=extras.parameters),
-            LAUNCH.substitute(parameters),
+            FINISH.substitute(by_entries, parameters=extras.parameters, wait=WAIT * early),
+            LAUNCH.substitute({**parameters, "early": "launch_pdl=True," * early}),
         )
         return "\n\n".join(sections)
 
     def ahead_of_time(self, parameters: Parameters) -> tuple[AheadOfTime, ...]:
         return slice_plans(parameters, *_both(parameters))
+
+
+def launches_early() -> bool:
+    """Whether the device can place a kernel's programs before the one in front has ended."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
 
 
 def _both(parameters: Parameters) -> tuple[Inputs, Inputs]:
