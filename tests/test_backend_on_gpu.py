@@ -92,9 +92,7 @@ def assert_as_near_as_dense(model: nn.Module, call: dict[str, Any], found: Any, 
     """As near to double precision as the eager model is, which rounds between its operators."""
     dense = model(**call)[at]
     there = {
-        name: value.double()
-        if isinstance(value, Tensor) and value.is_floating_point()
-        else value
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in call.items()
     }
     exact = deepcopy(model).double()(**there)[at]

@@ -239,7 +239,7 @@ for j in range(length_of(count, entries)):
 }
 """What `finish` is told of a list, and how it multiplies by the weight itself."""
 
-PRODUCT = Template('''\
+PRODUCT = Template("""\
 def launch_product(index, kept, count, weight, extras):
     rows, (outputs, entries) = kept.shape[0], weight.shape
     held = PACKED.held(weight)
@@ -281,7 +281,7 @@ def launch_product(index, kept, count, weight, extras):
         num_warps=4,
     )
     return out
-''')
+""")
 
 HEAD = Template('''\
 """$about"""
