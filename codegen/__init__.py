@@ -29,6 +29,7 @@ from tokenpass.codegen.triton.mask_compact import TritonMaskCompact
 from tokenpass.codegen.triton.merge_tokens import TritonMergeTokens
 from tokenpass.codegen.triton.row_stats_relu import TritonRowStatsRelu
 from tokenpass.codegen.triton.sparse_input_gemv import TritonSparseInputGemv
+from tokenpass.codegen.triton.sparse_linear import TritonSparseLinear
 from tokenpass.codegen.triton.sparse_output_gemv import TritonSparseOutputGemv
 
 TEMPLATES: tuple[KernelTemplate, ...] = (
@@ -42,6 +43,7 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
     TritonMaskCompact(),
     TritonRowStatsRelu(),
     TritonSparseInputGemv(),
+    TritonSparseLinear(),
     TritonSparseOutputGemv(),
     CppAttentionColumnSums(),
     CppAttentionRow(),

@@ -7,18 +7,18 @@ from typing import ClassVar
 from tokenpass.codegen.base import Parameters, Problem
 from tokenpass.codegen.triton.pointwise import MATHEMATICS
 from tokenpass.codegen.triton.sparse import (
-    COMBINE,
     COMPACT,
     DOTS,
+    FOUND,
     GATED_RESULT,
     HEAD,
     IMPORTS,
     LISTED,
-    combine_text,
     constants_of,
+    product_text,
 )
 from tokenpass.codegen.triton.sparse_plans import (
-    PROGRAMS,
+    DOT_PROGRAMS,
     compact_constants,
     compact_plan,
     compact_sizes,
@@ -98,6 +98,8 @@ class TritonGluNeuron(TritonTemplate):
             )
             + f"\n\n{inputs.function(str(parameters['prologue']))}"
             + f"\n\n{extras.function(str(parameters['epilogue']))}\n\n{LISTED}\n\n"
+            + FOUND.substitute(parameters=inputs.parameters)
+            + "\n\n"
             + COMPACT.substitute(parameters, parameters=inputs.parameters)
             + "\n\n"
             + DOTS.substitute(
@@ -105,12 +107,10 @@ class TritonGluNeuron(TritonTemplate):
                 parameters="",
                 formula="kept[:, j] (x . weight[index[j]] + bias)",
                 result=GATED_RESULT,
-                programs=PROGRAMS,
+                programs=DOT_PROGRAMS,
             )
             + "\n\n"
-            + COMBINE.substitute(
-                parameters, parameters=extras.parameters, **combine_text(parameters)
-            )
+            + product_text(parameters, extras.parameters)
             + LAUNCH
         )
 

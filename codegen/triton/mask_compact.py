@@ -8,6 +8,7 @@ from tokenpass.codegen.base import Argument, Parameters, Problem
 from tokenpass.codegen.triton.pointwise import MATHEMATICS
 from tokenpass.codegen.triton.sparse import (
     COMPACT,
+    FOUND,
     HEAD,
     IMPORTS,
     constants_of,
@@ -57,6 +58,8 @@ class TritonMaskCompact(TritonTemplate):
                 mathematics=MATHEMATICS,
             )
             + f"\n\n{inputs.function(str(parameters['prologue']))}\n\n"
+            + FOUND.substitute(parameters=inputs.parameters)
+            + "\n\n"
             + COMPACT.substitute(parameters, parameters=inputs.parameters)
             + LAUNCH
         )

@@ -12,7 +12,7 @@ from string import Template
 
 from tokenpass.codegen.base import Parameters
 
-COMPACT = Template('''\
+FOUND = Template('''\
 @triton.jit
 def is_listed(value, threshold, threshold_step, column, inside):
     """Not "greater than the threshold": NaN is listed."""
@@ -32,8 +32,9 @@ def listed_in_any_row(
         value = prologue($parameters row, column, inside)
         found = found | is_listed(value, threshold, threshold_step, column, inside)
     return found
+''')
 
-
+COMPACT = Template('''\
 @triton.jit
 def mask_compact(
     $parameters threshold, threshold_step, index, kept, count, rows, entries
@@ -192,12 +193,13 @@ def combine(index, kept, count, packed, parts, rows, entries, outputs, kept_row)
         $lanes
     goal = parts + (part * rows + row).to(tl.int64) * outputs + column
     $end
+''')
 
-
+FINISH = Template('''\
 @triton.jit
 def finish(
-    parts, index, kept, count, weight, probes, $parameters out,
-    rows, entries, outputs, kept_row, weight_row, weight_column, probe_count, probe_step,
+    parts, $given weight, probes, $parameters out,
+    rows, entries, outputs, $sizes weight_row, weight_column, probe_count, probe_step,
 ):
     """The parts added in their order, and the epilogue.
 
@@ -215,19 +217,29 @@ def finish(
     known = tl.load(probes + probe, mask=asked, other=0)
     seen = tl.load(weight + probe.to(tl.int64) * probe_step, mask=asked, other=0.0)
     bits = tl.where(asked, seen.to(BITS, bitcast=True), 0)
-    y = tl.sum(tl.load(source, mask=there, other=0.0), axis=0)
+$wait    y = tl.sum(tl.load(source, mask=there, other=0.0), axis=0)
     if tl.sum((known != bits).to(tl.int32), axis=0) > 0:
         y = tl.zeros([BLOCK_FINISHED], tl.float32)
-        for j in range(length_of(count, entries)):
+        $unpacked
+    result = epilogue(y, $parameters row, column, inside)
+    tl.store(out + row * outputs + column, result.to(out.dtype.element_ty), mask=inside)
+''')
+
+BY_LIST = {
+    "given": "index, kept, count,",
+    "sizes": "kept_row,",
+    "wait": "",
+    "unpacked": """\
+for j in range(length_of(count, entries)):
             k = tl.load(index + j)
             v = tl.load(kept + row * kept_row + j)
             place = column.to(tl.int64) * weight_row + k.to(tl.int64) * weight_column
             within = inside & (k >= 0) & (k < entries)
-            y += v * tl.load(weight + place, mask=within, other=0.0).to(tl.float32)
-    result = epilogue(y, $parameters row, column, inside)
-    tl.store(out + row * outputs + column, result.to(out.dtype.element_ty), mask=inside)
+            y += v * tl.load(weight + place, mask=within, other=0.0).to(tl.float32)""",
+}
+"""What `finish` is told of a list, and how it multiplies by the weight itself."""
 
-
+PRODUCT = Template("""\
 def launch_product(index, kept, count, weight, extras):
     rows, (outputs, entries) = kept.shape[0], weight.shape
     held = PACKED.held(weight)
@@ -269,7 +281,7 @@ def launch_product(index, kept, count, weight, extras):
         num_warps=4,
     )
     return out
-''')
+""")
 
 HEAD = Template('''\
 """$about"""
@@ -291,24 +303,29 @@ IMPORTS = {
 }
 
 
-def combine_text(parameters: Parameters) -> dict[str, str]:
+LISTED_LANE = {
+    "place": "k{j} = tl.load(index + first + {j}, mask=first + {j} < end, other=-1)",
+    "weight": "w{j} = weights_of(packed, k{j}, entries, outputs, column, inside).to(tl.float32)",
+    "value": "v{r}_{j} = value_of(kept, row + {r}, rows, first + {j}, end, kept_row)",
+}
+"""How lane j finds its entry in a list, the entry's weights, and its value in row r."""
+
+
+def product_text(parameters: Parameters, inputs: str) -> str:
+    """The product by a list: `combine`, `finish`, and what launches them."""
+    combine = COMBINE.substitute(combine_text(parameters, LISTED_LANE))
+    finish = FINISH.substitute(BY_LIST, parameters=inputs)
+    return "\n\n".join((combine, finish, PRODUCT.substitute(parameters)))
+
+
+def combine_text(parameters: Parameters, lane: Mapping[str, str]) -> dict[str, str]:
     """The parts of `combine` for each row r and lane j: first all places, then weights, then sums.
 
     In this order, so that the loads of all lanes are under way at the same time.
     """
     rows, lanes = range(int(parameters["rows"])), range(int(parameters["lanes"]))
-    places = [
-        f"k{j} = tl.load(index + first + {j}, mask=first + {j} < end, other=-1)" for j in lanes
-    ]
-    weights = [
-        f"w{j} = weights_of(packed, k{j}, entries, outputs, column, inside).to(tl.float32)"
-        for j in lanes
-    ]
-    values = [
-        f"v{r}_{j} = value_of(kept, row + {r}, rows, first + {j}, end, kept_row)"
-        for j in lanes
-        for r in rows
-    ]
+    places, weights = ([lane[part].format(j=j) for j in lanes] for part in ("place", "weight"))
+    values = [lane["value"].format(r=r, j=j) for j in lanes for r in rows]
     sums = [f"y{r} += v{r}_{j} * w{j}" for j in lanes for r in rows]
     zeros = [f"y{r} = tl.zeros([BLOCK_OUTPUTS], tl.float32)" for r in rows]
     stores = [

@@ -7,12 +7,11 @@ from typing import ClassVar
 from tokenpass.codegen.base import Parameters, Problem
 from tokenpass.codegen.triton.pointwise import MATHEMATICS
 from tokenpass.codegen.triton.sparse import (
-    COMBINE,
     HEAD,
     IMPORTS,
     LISTED,
-    combine_text,
     constants_of,
+    product_text,
 )
 from tokenpass.codegen.triton.sparse_plans import (
     product_constants,
@@ -72,9 +71,7 @@ class TritonSparseInputGemv(TritonTemplate):
                 mathematics=MATHEMATICS,
             )
             + f"\n\n{inputs.function(str(parameters['epilogue']))}\n\n{LISTED}\n\n"
-            + COMBINE.substitute(
-                parameters, parameters=inputs.parameters, **combine_text(parameters)
-            )
+            + product_text(parameters, inputs.parameters)
             + LAUNCH
         )
 

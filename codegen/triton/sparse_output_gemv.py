@@ -15,7 +15,7 @@ from tokenpass.codegen.triton.sparse import (
     constants_of,
 )
 from tokenpass.codegen.triton.sparse_plans import (
-    PROGRAMS,
+    DOT_PROGRAMS,
     dots_constants,
     dots_plan,
     dots_sizes,
@@ -76,7 +76,7 @@ class TritonSparseOutputGemv(TritonTemplate):
                 parameters=inputs.parameters,
                 formula="epilogue(x . weight[index[j]])",
                 result=PLAIN_RESULT.replace("$parameters", inputs.parameters),
-                programs=PROGRAMS,
+                programs=DOT_PROGRAMS,
             )
             + LAUNCH
         )

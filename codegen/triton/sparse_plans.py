@@ -10,18 +10,24 @@ from tokenpass.codegen.triton.texts import Inputs
 
 BITS = {"fp32": "int32", "fp16": "int16", "bf16": "int16"}
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-PROGRAMS = 1056
-"""Programs of a product: eight for each of an H100's 132 processors, all there at once."""
+PROGRAMS = 2048
+"""Programs of a product: about sixteen for each of an H100's 132 processors, all there at once."""
+DOT_PROGRAMS = 1056
+"""Programs that walk a list of rows in strides: eight for each processor."""
 SEGMENT_BYTES = 512
 """What a program reads of one row of the weight: below it, memory gives less than it could."""
 LANES = 16
 """Rows of the weight that a program of 32 threads has under way, when it has one row of values."""
 MOST_PARTS = 128
 """Parts of a list: each costs a row of float32 sums, written and read."""
+LEAST_PART = 32
+"""Entries of a part: half of them active are the rows that a program has under way."""
 SUMS = 4096
 """Products that a program of `listed_dots` holds: four loads in flight for each of 128 threads."""
-FINISHED = 128
-"""Columns of a program of `finish`."""
+FINISHED = 64
+"""Most columns of a program of `finish`, which there are about 128 of: parts are read by all."""
+SLICE = 128
+"""Entries whose list a program makes for itself at a time: four for each of its threads."""
 
 
 def compact_sizes(entries: int | None) -> Parameters:
@@ -42,14 +48,19 @@ def product_sizes(stored: str, rows: int, entries: int | None, outputs: int | No
     columns = 8 if outputs is None else max(1, -(-outputs // block))
     parts = max(1, PROGRAMS // columns)
     if entries is not None:
-        parts = max(1, min(parts, entries // lanes))
+        parts = max(1, min(parts, entries // LEAST_PART))
     return {
         "block_outputs": block,
         "lanes": lanes,
-        "block_finished": power_of_two(outputs, 16, FINISHED),
+        "block_finished": power_of_two(None if outputs is None else outputs // 128, 16, FINISHED),
         "parts": min(parts, MOST_PARTS),
         "combine_warps": 1,
     }
+
+
+def slice_sizes(entries: int | None) -> Parameters:
+    """How many entries a program of `sparse_linear` tests at once."""
+    return {"block_slice": power_of_two(entries, 16, SLICE)}
 
 
 def dots_sizes(stored: str, rows: int, width: int | None) -> Parameters:
@@ -167,4 +178,46 @@ def dots_plan(
         constants=dict.fromkeys(absent),
         divisible=("x", "index", "weight", *inputs.names, "out", "width", "x_row", "weight_row"),
         options={"num_warps": 4},
+    )
+
+
+def slice_plans(
+    parameters: Parameters, inputs: Inputs, extras: Inputs
+) -> tuple[AheadOfTime, AheadOfTime]:
+    """How `sparse_linear`'s kernels, which make lists of their own, compile without a device."""
+    stored, given = str(parameters["stored"]), bool(parameters["has_threshold"])
+    values = {
+        **inputs.signature,
+        "threshold": "*fp32" if given else "constexpr",
+        "threshold_step": "constexpr",
+    }
+    absent = {"threshold_step": 1} if given else {"threshold": None, "threshold_step": 0}
+    sizes = dict.fromkeys(("rows", "entries", "outputs"), "i32")
+    there = ("entries", "outputs", *inputs.names, *("threshold",) * given)
+    return (
+        AheadOfTime(
+            function="combine",
+            signature={**values, "packed": f"*{stored}", "parts": "*fp32", **sizes},
+            constants=absent,
+            divisible=("packed", "parts", *there),
+            options={"num_warps": int(parameters["combine_warps"])},
+        ),
+        AheadOfTime(
+            function="finish",
+            signature={
+                "parts": "*fp32",
+                **values,
+                "weight": f"*{stored}",
+                "probes": f"*i{8 * BYTES[stored]}",
+                **extras.signature,
+                "out": f"*{stored}",
+                **sizes,
+                "weight_row": "i32",
+                "weight_column": "constexpr",
+                **dict.fromkeys(("probe_count", "probe_step"), "i32"),
+            },
+            constants={**absent, "weight_column": 1},
+            divisible=("parts", "weight", "probes", *extras.names, "out", *there),
+            options={"num_warps": 4},
+        ),
     )

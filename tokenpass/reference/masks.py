@@ -29,5 +29,6 @@ def masked_entries(
         dropped = max(1, round(mask.share * flat.shape[-1]))
         bound = size.sort(-1).values[:, dropped - 1 : dropped]
         bound = bound if each_row or mask.each_row else bound.min()
+    bound = bound.to(size.device)
     left_out = size <= bound
     return torch.where(left_out, torch.zeros_like(flat), flat).reshape(value.shape)

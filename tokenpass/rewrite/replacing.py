@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
@@ -81,14 +80,14 @@ class Calls:
         return made
 
     def constant(self, value: Tensor) -> Node:
-        """A tensor that the graph holds itself, lifted: tracers refuse what is not fake."""
+        """A tensor that the graph holds itself."""
         name = f"_tokenpass_constant_{self.owner}_{len(self.constants)}"
         self.constants[name] = value
         with self.graph.inserting_before(self.before):
             made = self.graph.get_attr(name)
         mode = next(filter(None, map(fake_mode_of, self.graph.nodes)))
         made.meta = {"val": mode.from_tensor(value), "tokenpass_edit": self.owner}
-        return self.call(torch.ops.aten.lift_fresh_copy.default, made)
+        return made
 
     def inlined(self, function: Callable[..., Any], *args: Node) -> Node:
         """The calls that a plain torch function of some values makes; it returns one tensor."""
