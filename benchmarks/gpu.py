@@ -240,7 +240,8 @@ def llama_step() -> tuple[nn.Module, dict[str, Any]]:
     """A decoder of Llama 3.2 1B's shapes with random weights, and one step with a cache."""
     config = LlamaConfig(**LLAMA)
     with torch.device("cuda"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16).eval().requires_grad_(False)
+        model = nn.Module.to(LlamaForCausalLM(config), torch.bfloat16).eval()
+        model.requires_grad_(False)
         place = torch.tensor([CACHED // 2])
         call = {
             "input_ids": torch.randint(3, 1000, (1, 1)),

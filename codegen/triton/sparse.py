@@ -198,8 +198,9 @@ def combine(index, kept, count, packed, parts, rows, entries, outputs, kept_row)
 FINISH = Template('''\
 @triton.jit
 def finish(
-    parts, $given weight, probes, $parameters out,
-    rows, entries, outputs, $sizes weight_row, weight_column, probe_count, probe_step,
+    parts, $given weight, probes,
+    $parameters out, rows, entries, outputs,
+    $sizes weight_row, weight_column, probe_count, probe_step,
 ):
     """The parts added in their order, and the epilogue.
 

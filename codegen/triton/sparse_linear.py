@@ -44,7 +44,8 @@ def where_ranked(rank, place, value):
 
 @triton.jit
 def combine(
-    $parameters threshold, threshold_step, packed, parts, rows, entries, outputs,
+    $parameters
+    threshold, threshold_step, packed, parts, rows, entries, outputs,
 ):
     """parts[s] = sum over the listed k of slice s of v[:, k] packed[k], in rising k.
 
@@ -60,7 +61,9 @@ $go_on    column = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS
     for start in range(begin, end, BLOCK_SLICE):
         k = start + tl.arange(0, BLOCK_SLICE)
         within = k < end
-        found = listed_in_any_row($parameters threshold, threshold_step, rows, k, within)
+        found = listed_in_any_row(
+            $parameters threshold, threshold_step, rows, k, within
+        )
         number = found.to(tl.int32)
         rank = tl.where(found, tl.cumsum(number, axis=0) - 1, -1)
         many = tl.sum(number, axis=0)
@@ -72,7 +75,9 @@ $go_on    column = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS
 
 
 @triton.jit
-def bits_in_row($parameters threshold, threshold_step, row, rows, column, inside):
+def bits_in_row(
+    $parameters threshold, threshold_step, row, rows, column, inside
+):
     """What a row has at the entries of a slice, as bits; 0 where it is below the threshold."""
     there = inside & (row < rows)
     value = prologue($parameters row, column, there)
@@ -82,7 +87,8 @@ def bits_in_row($parameters threshold, threshold_step, row, rows, column, inside
 
 @triton.jit
 def weights_of(packed, k, is_there, outputs, column, inside):
-    return tl.load(packed + k.to(tl.int64) * outputs + column, mask=inside & is_there, other=0.0)
+    source = packed + k.to(tl.int64) * outputs + column
+    return tl.load(source, mask=inside & is_there, other=0.0).to(tl.float32)
 ''')
 
 GO_ON = "    tl.extra.cuda.gdc_launch_dependents()\n"
@@ -93,15 +99,12 @@ wait there for all that it writes. Gives the time between two launches back.
 
 LANE = {
     "place": "k{j} = where_ranked(rank, first + {j}, k)",
-    "weight": (
-        "w{j} = weights_of(packed, k{j}, first + {j} < many, outputs, column, inside)"
-        ".to(tl.float32)"
-    ),
+    "weight": ("w{j} = weights_of(packed, k{j}, first + {j} < many, outputs, column, inside)"),
     "value": "v{r}_{j} = where_ranked(rank, first + {j}, b{r}).to(tl.float32, bitcast=True)",
 }
 
 BY_ENTRIES = {
-    "given": "$values threshold, threshold_step,",
+    "given": "$values\n    threshold, threshold_step,",
     "sizes": "",
     "unpacked": """\
 for start in range(0, entries, 16):
@@ -206,8 +209,8 @@ class TritonSparseLinear(TritonTemplate):
         }
         text = combine_text(parameters, LANE)
         values = [
-            f"b{r} = bits_in_row({inputs.parameters} threshold, threshold_step,"
-            f" row + {r}, rows, k, within)"
+            f"b{r} = bits_in_row(\n            {inputs.parameters}\n"
+            f"            threshold, threshold_step, row + {r}, rows, k, within,\n        )"
             for r in range(int(parameters["rows"]))
         ]
         by_entries = {
