@@ -240,9 +240,20 @@ for j in range(length_of(count, entries)):
 }
 """What `finish` is told of a list, and how it multiplies by the weight itself."""
 
+BY_BLOCKS = {
+    **BY_LIST,
+    "sizes": "kept_row, weight_block, weight_size,",
+    "unpacked": BY_LIST["unpacked"].replace(
+        "k.to(tl.int64) * weight_column",
+        "(k % weight_size) * weight_column\n"
+        "            place += (k // weight_size).to(tl.int64) * weight_block",
+    ),
+}
+"""The same for a weight in blocks of `weight_size` entries."""
+
 PRODUCT = Template("""\
 def launch_product(index, kept, count, weight, extras):
-    rows, (outputs, entries) = kept.shape[0], weight.shape
+    (rows, entries), outputs = kept.shape, weight.shape[-2]
     held = PACKED.held(weight)
     out = torch.empty((rows, outputs), dtype=weight.dtype, device=weight.device)
     if out.numel() == 0:
@@ -275,8 +286,9 @@ def launch_product(index, kept, count, weight, extras):
         entries,
         outputs,
         kept.stride(0),
-        weight.stride(0),
-        weight.stride(1),
+        $blocks
+        weight.stride(-2),
+        weight.stride(-1),
         held.probes.shape[0],
         held.step,
         num_warps=4,
@@ -315,8 +327,11 @@ LISTED_LANE = {
 def product_text(parameters: Parameters, inputs: str) -> str:
     """The product by a list: `combine`, `finish`, and what launches them."""
     combine = COMBINE.substitute(combine_text(parameters, LISTED_LANE))
-    finish = FINISH.substitute(BY_LIST, parameters=inputs)
-    return "\n\n".join((combine, finish, PRODUCT.substitute(parameters)))
+    blocks = bool(parameters.get("in_blocks"))
+    finish = FINISH.substitute(BY_BLOCKS if blocks else BY_LIST, parameters=inputs)
+    given = "weight.stride(0),\n        weight.shape[2]," if blocks else ""
+    launch = PRODUCT.substitute(parameters, blocks=given).replace("        \n", "")
+    return "\n\n".join((combine, finish, launch))
 
 
 def combine_text(parameters: Parameters, lane: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from tokenpass.codegen.base import Parameters, Problem
@@ -36,6 +37,13 @@ def launch(index, kept, count, weight, inputs, epilogue, density=1.0):
 """
 
 
+def matrix_of(shape: tuple[int | None, ...]) -> tuple[int | None, int | None]:
+    """(outputs, entries) of a weight's shape, in blocks or not."""
+    *blocks, outputs, size = shape
+    known = [one for one in (*blocks, size) if one is not None]
+    return outputs, math.prod(known) if len(known) == len(blocks) + 1 else None
+
+
 class TritonSparseInputGemv(TritonTemplate):
     """Bound by the weights of listed entries: a program reads 512 bytes of each row of W^T.
 
@@ -51,8 +59,9 @@ class TritonSparseInputGemv(TritonTemplate):
     def parameters(self, problem: Problem) -> Parameters:
         weight, rows = problem.tensor(3), rows_at_once(problem.tensor(1))
         stored = kind_of(self.name, weight)
-        outputs, entries = (None, None) if weight is None else weight.shape
+        outputs, entries = (None, None) if weight is None else matrix_of(weight.shape)
         return {
+            "in_blocks": weight is not None and len(weight.shape) == 3,
             "stored": stored,
             "rows": rows,
             "inputs": described(problem.tensors(4)),

@@ -117,6 +117,9 @@ def product_plans(parameters: Parameters, inputs: Inputs) -> tuple[AheadOfTime, 
     lists = {"index": "*i32", "kept": "*fp32", "count": "*i32"}
     sizes = dict.fromkeys(("rows", "entries", "outputs", "kept_row"), "i32")
     near = ("entries", "outputs", "kept_row")
+    blocks = dict.fromkeys(
+        ("weight_block", "weight_size") * bool(parameters.get("in_blocks")), "i32"
+    )
     return (
         AheadOfTime(
             function="combine",
@@ -135,6 +138,7 @@ def product_plans(parameters: Parameters, inputs: Inputs) -> tuple[AheadOfTime, 
                 **inputs.signature,
                 "out": f"*{stored}",
                 **sizes,
+                **blocks,
                 "weight_row": "i32",
                 "weight_column": "constexpr",
                 **dict.fromkeys(("probe_count", "probe_step"), "i32"),
