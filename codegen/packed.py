@@ -9,6 +9,7 @@ device the host would have to wait for them, and there a kernel reads the weight
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -193,7 +194,7 @@ def probe_step(weight: Tensor) -> int:
 
 def probed_lines(weight: Tensor) -> int:
     """Lines of a weight among which places are spread: blocks where those do not adjoin."""
-    return weight.shape[0] if apart(weight) else weight[..., 0].numel()
+    return weight.shape[0] if apart(weight) else math.prod(weight.shape[:-1])
 
 
 def lines_between(weight: Tensor) -> int:

@@ -29,7 +29,8 @@ from tokenpass.ops.sparse_input_gemv import sizes_of
 
 SOURCE = Template("""\
 $export sparse_input_gemv(
-    const int32_t *index, const float *kept, const int32_t *count, $packed
+    const int32_t *index, const float *kept, const int32_t *count,
+    $packed
     $declarations
     $stored *out, int64_t rows, int64_t entries, int64_t outputs, int64_t kept_row,
     int64_t threads) {

@@ -30,7 +30,8 @@ from tokenpass.ops.sparse_list import common_size
 SOURCE = Template("""\
 $export sparse_linear(
     $declarations
-    const float *threshold, int64_t threshold_step, $packed
+    const float *threshold, int64_t threshold_step,
+    $packed
     $more_declarations
     $stored *out, int64_t rows, int64_t entries, int64_t outputs, int64_t threads) {
     if (is_changed(weight, known, step, probes)) return CHANGED;

@@ -93,11 +93,15 @@ template <> inline void load_two(const bf16 *p, vf &a, vf &b) {
 }
 template <typename T> static inline void split(vf &, vf &, T) {}
 static inline void split(vf &a, vf &b, bf16) {
-    vf even = SHUFFLE(a, b, $even_places); b = SHUFFLE(a, b, $odd_places); a = even;
+    vf even = SHUFFLE(a, b, $even_places);
+    b = SHUFFLE(a, b, $odd_places);
+    a = even;
 }
 template <typename T> static inline void joined(vf &, vf &, T) {}
 static inline void joined(vf &a, vf &b, bf16) {
-    vf first = SHUFFLE(a, b, $first_half); b = SHUFFLE(a, b, $second_half); a = first;
+    vf first = SHUFFLE(a, b, $first_half);
+    b = SHUFFLE(a, b, $second_half);
+    a = first;
 }
 
 // The first n < W of them; what is not loaded is 0.
