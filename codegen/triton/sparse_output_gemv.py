@@ -33,7 +33,7 @@ from tokenpass.edits import Rejection
 
 LAUNCH = """
 
-def launch(x, index, count, weight, inputs, epilogue):
+def launch(x, index, count, weight, inputs, epilogue, density=1.0):
     return launch_dots(x, index.contiguous(), None, count, weight, None, inputs)
 """
 
