@@ -55,8 +55,8 @@ $go_on    column = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS
     inside = column < outputs
     part = tl.program_id(1)
     row = tl.program_id(2) * ROWS
-    begin = (entries.to(tl.int64) * part // PARTS).to(tl.int32)
-    end = (entries.to(tl.int64) * (part + 1) // PARTS).to(tl.int32)
+    begin = (part.to(tl.int64) * entries // PARTS).to(tl.int32)
+    end = ((part.to(tl.int64) + 1) * entries // PARTS).to(tl.int32)
     $begin
     for start in range(begin, end, BLOCK_SLICE):
         k = start + tl.arange(0, BLOCK_SLICE)

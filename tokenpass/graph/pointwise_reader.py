@@ -17,6 +17,7 @@ import torch
 from torch.fx import Node
 
 from tokenpass.graph.call import bind
+from tokenpass.graph.constants import constant_number
 from tokenpass.ops.pointwise import Expression, Input, Y, call, number, parts
 from tokenpass.tracing import fake_value, is_float
 
@@ -201,6 +202,9 @@ class PointwiseReader:
         if value is self.computed:
             self.passed.add(value)
             return Y if self.bias is None else call("add", Y, self.entered(self.bias))
+        known = constant_number(value)
+        if known is not None:
+            return number(known)
         made = self.opened(value)
         return made if made is not None else self.entered(value)
 
