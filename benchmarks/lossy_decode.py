@@ -144,7 +144,7 @@ def measure(
                 name: paired_ratio(baseline, ours, pace=pace, seed=1)
                 for name, baseline in (("eager", baselines["eager"]), ("inductor", inductor))
             }
-            report = last_reports()[-1]
+            report = max(last_reports(), key=lambda one: len(one.plan.edits))
             error = float((ours() - exact).norm() / exact.norm())
             best = min(ratios, key=lambda name: ratios[name].speedup)
             yield {

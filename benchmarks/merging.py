@@ -32,7 +32,8 @@ MOVING = ("scatter", "gather", "index")
 
 def shares(budget: float) -> list[dict[str, float]]:
     """Milliseconds of each merging kernel in some profiled calls, and of all kernels."""
-    model, kwargs = CASES[CASE].build()
+    case = next(one for one in CASES if one.name == CASE)
+    model, kwargs = case.build()
     options = {"budget": budget, "inductor": {"cpp.enable_kernel_profile": True}}
     compiled = torch.compile(model, backend="tokenpass", options=options)
     found = []
