@@ -19,10 +19,11 @@ from tests.models.harness import Graph, capture_calls, relative
 from tokenpass.bundle.folder import Bundle, load_bundle, save_bundle
 from tokenpass.bundle.replaying import replay
 from tokenpass.codegen.packed import PACKED
-from tokenpass.edits import Edit
+from tokenpass.edits import Edit, Rejection
 from tokenpass.errors import CalibrationMismatchError, FallbackWarning, PlanMismatchError
 from tokenpass.options import read_options
 from tokenpass.pipeline import Planned, make_plan
+from tokenpass.pipeline.sparsity import gathered
 from tokenpass.report import LOG, last_reports, text
 from tokenpass.statistics import Calibration
 
@@ -414,3 +415,11 @@ def test_report_and_kernels(model: nn.Module, calibration: Calibration) -> None:
     assert f"activation_sparsity/cats at {SITE} leaves out 40.0%" in shown
     assert "second copies of weights" in shown and "estimated error" in shown
     assert {use.operator for use in told.kernels[0]} == {"glu_neuron"}
+
+
+def test_one_reason_for_many_places_is_told_once() -> None:
+    reasons = [Rejection("too_many_rows", f"layer.{at}", "5 rows") for at in range(4)]
+    other = Rejection("too_many_rows", "head", "9 rows")
+    first, last = gathered([*reasons, other])
+    assert first.where == "layer.0 and 3 more" and first.because == "5 rows"
+    assert last == other

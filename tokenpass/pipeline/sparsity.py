@@ -135,7 +135,7 @@ class Sparsifier:
             told = LossyContext(spec.policy, self.config.seed)
             choices, refused = item.choices(self.context, told)
             inside = [c for c in choices if in_scope(spec, c.site, prefixes)]
-            rejections += refused
+            rejections += gathered(refused)
             if choices and not inside:
                 because = f"none of the {len(choices)} projections is in what it is limited to"
                 hint = f"they are called {choices[0].site}; layers count from 0"
@@ -312,6 +312,19 @@ class Sparsifier:
         kept = {choice.site: choice.mask(share) for choice, share in self.chosen(found)}
         masks = mask_facts(self.tokens.view.module, self.captured, kept)
         return replace(made, plan=plan, masks=masks)
+
+
+def gathered(rejections: Sequence[Rejection]) -> list[Rejection]:
+    """Rejections for one reason as one: a prompt has too many rows for every projection alike."""
+    alike: dict[tuple[str, str], list[Rejection]] = {}
+    for one in rejections:
+        alike.setdefault((one.code, one.because), []).append(one)
+    return [
+        same[0]
+        if len(same) == 1
+        else replace(same[0], where=f"{same[0].where} and {len(same) - 1} more")
+        for same in alike.values()
+    ]
 
 
 def with_rejections(planned: Planned, more: tuple[Rejection, ...]) -> Planned:
