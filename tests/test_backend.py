@@ -123,7 +123,8 @@ def test_a_graph_without_a_token_stream_runs_dense_and_is_listed() -> None:
     assert torch.equal(got, model(x))
     (report,) = last_reports()
     assert report.outcome == "dense"
-    assert [r.code for r in report.rejections] == ["no_token_stream"]
+    codes = {r.code for r in report.rejections}
+    assert codes - {"no_faster_kernel", "no_kernel_rate"} == {"no_token_stream", "not_calibrated"}
 
 
 class Mutates(nn.Module):

@@ -164,7 +164,7 @@ def test_it_pays_on_a_large_product() -> None:
     model = nn.Sequential(nn.Linear(256, 8192), nn.Tanh(), nn.Linear(8192, 256)).eval()
     (graph,) = capture_calls(lambda x: model(x), [{"x": torch.randn(1, 256)}])
     given = {"objective": "latency", "device_profile": "generic-cpu"}
-    plan = planned(graph, None, budget=0.8, **given)
+    plan = planned(graph, None, budget=0.8, passes=["activation_sparsity"], **given)
     assert sites(plan) and plan.plan.share <= 0.8
     assert {edit.policy for edit in plan.plan.edits} == {"top_k"}
 
@@ -423,3 +423,11 @@ def test_one_reason_for_many_places_is_told_once() -> None:
     first, last = gathered([*reasons, other])
     assert first.where == "layer.0 and 3 more" and first.because == "5 rows"
     assert last == other
+
+
+def test_without_a_calibration_it_must_be_named(model: nn.Module) -> None:
+    (graph,) = capture_calls(lambda x: model(x), [{"x": torch.randn(1, WIDTH)}])
+    plan = planned(graph, None, budget=0.5, objective="flops")
+    assert not sites(plan) and "not_calibrated" in codes(plan)
+    named = planned(graph, None, budget=0.5, objective="flops", passes=["activation_sparsity"])
+    assert sites(named) and "not_calibrated" not in codes(named)

@@ -51,6 +51,9 @@ PRICED = (0.25, 1.0)
 LEFT_ALONE = -1
 """Instead of a level: `pack_memory` has no room for the region's copy, at any level."""
 
+FEW_ROWS = 8
+"""Rows of a step of decoding, of which leaving out entries could be expected."""
+
 CORRECTIONS = 3
 """Graphs made at most while what regions save together proves less than by themselves."""
 
@@ -70,7 +73,7 @@ class Sparsifier:
     def plan(self) -> Planned:
         """The exact plan, or one that leaves entries out down to the budget."""
         if not self.wanted:
-            return self.exact
+            return with_rejections(self.exact, self.unnamed)
         choices, rejections = self.found
         known = with_rejections(self.exact, rejections)
         if not choices:
@@ -113,11 +116,32 @@ class Sparsifier:
 
     @cached_property
     def specs(self) -> list[tuple[LossyRegionPass, PassSpec]]:
-        """The passes that may act, and what the user says of each."""
+        """The passes that may act, and what the user says of each.
+
+        Without a calibration, those that the user names: what a step of decoding loses stays in
+        its cache, and a prior says little about one model.
+        """
         passes = {item.name: item for item in all_passes() if isinstance(item, LossyRegionPass)}
         if self.config.passes is None:
+            if self.context.calibration is None:
+                return []
             return [(item, PassSpec(name=name)) for name, item in passes.items()]
         return [(passes[spec.name], spec) for spec in self.config.passes if spec.name in passes]
+
+    @property
+    def unnamed(self) -> tuple[Rejection, ...]:
+        """Why nothing is left out of a graph of few rows that costs more than the budget."""
+        budget, context = self.config.budget, self.context
+        if self.config.passes is not None or context.calibration is not None:
+            return ()
+        found = projections(context.module.graph, context.static)
+        rows = [math.prod(fake_value(node).shape[:-1]) for node in found]
+        few = any(isinstance(count, int) and count <= FEW_ROWS for count in rows)
+        if not few or budget is None or self.exact.plan.share <= budget:
+            return ()
+        names = [item.name for item in all_passes() if isinstance(item, LossyRegionPass)]
+        because = "without a calibration it acts only where `passes` names it"
+        return tuple(Rejection("not_calibrated", name, because) for name in names)
 
     @property
     def fixed(self) -> bool:
