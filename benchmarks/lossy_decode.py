@@ -96,7 +96,7 @@ def step_of(model: Callable[..., Any]) -> Step:
 
     def step() -> Tensor:
         logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
-        cache.crop(CACHED)
+        cache.crop(-1)
         return logits
 
     return step
