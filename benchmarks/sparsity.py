@@ -146,12 +146,17 @@ def masks_for(
     shares = [setting.share] * len(choices)
     if setting.allocation == "water_filling":
         shares = filled(choices, setting.share, sizes)
+    if not shares:
+        return {}, float("nan")
     error = sum(c.error(s) ** 2 for c, s in zip(choices, shares, strict=True) if s) ** 0.5
     return {c.site: c.mask(s) for c, s in zip(choices, shares, strict=True) if s}, error
 
 
 def filled(choices: Sequence[LossyChoice], share: float, sizes: Mapping[str, int]) -> list[float]:
-    """Levels of least estimated error that leave out a share of all weights together."""
+    """Levels of least estimated error that leave out a share of all weights together.
+
+    Empty where the policy's highest levels do not.
+    """
     tables = [
         (0.0, *(round(choice.highest * at / STEPS, 4) for at in range(1, STEPS + 1)))
         for choice in choices
@@ -162,6 +167,8 @@ def filled(choices: Sequence[LossyChoice], share: float, sizes: Mapping[str, int
     ]
     goal = -share * sum(sizes[choice.site] for choice in choices)
     found = allocate(curves, goal)
+    if found.notes:
+        return []
     return [table[level] for table, level in zip(tables, found.levels, strict=True)]
 
 
@@ -209,6 +216,8 @@ def measure(variant: str, count: int, only: str | None) -> Iterator[dict[str, An
             neurons = setting.policy == CONTROLS["neurons"]
             sizes = entry_sizes(model) if neurons else weight_sizes(model)
             masks, error = masks_for(setting, known[name], sizes)
+            if not masks:
+                continue
             bits = judged(model, masks, rows)
             yield point(variant, setting, dense, bits, error)
     natural = {

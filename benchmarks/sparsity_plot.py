@@ -96,7 +96,7 @@ def draw(quality: Mapping[str, Any], timed: Mapping[str, Any], path: Path) -> No
             label=policy,
         )
     axes[2].set_title("swiglu decoder's quality, step of a 1B-shaped decoder, bf16", fontsize=10)
-    axes[2].set_xlabel("measured speed-up of a decoding step over the best of eager and Inductor")
+    axes[2].set_xlabel("measured speed-up over the best of eager and Inductor")
     axes[2].legend(fontsize=8)
     for axis in axes:
         axis.set_ylabel("perplexity over dense")
