@@ -131,13 +131,16 @@ class Sparsifier:
     @property
     def unnamed(self) -> tuple[Rejection, ...]:
         """Why nothing is left out of a graph of few rows that costs more than the budget."""
-        budget, context = self.config.budget, self.context
-        if self.config.passes is not None or context.calibration is not None:
+        budget = self.config.budget
+        if self.config.passes is not None or budget is None or self.exact.plan.share <= budget:
+            return ()
+        context = self.context
+        if context.calibration is not None:
             return ()
         found = projections(context.module.graph, context.static)
         rows = [math.prod(fake_value(node).shape[:-1]) for node in found]
         few = any(isinstance(count, int) and count <= FEW_ROWS for count in rows)
-        if not few or budget is None or self.exact.plan.share <= budget:
+        if not few:
             return ()
         names = [item.name for item in all_passes() if isinstance(item, LossyRegionPass)]
         because = "without a calibration it acts only where `passes` names it"
