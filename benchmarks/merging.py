@@ -25,7 +25,7 @@ RESULT = Path(__file__).resolve().parent / "results" / "merging.json"
 CASE = "vit_b_224_b8"
 ALLOWED = 0.03
 RUNS = 7
-OURS = "tokenpass::"
+OURS = ("tokenpass::bipartite_match", "tokenpass::merge_")
 MOVING = ("scatter", "gather", "index")
 """Words in the names of generated kernels that move tokens."""
 
