@@ -22,13 +22,18 @@ from tokenpass.edits import Rejection
 from tokenpass.graph.pointwise_reader import NotPointwise
 from tokenpass.graph.projections import projections
 from tokenpass.passes.base import RegionContext, RegionPass
-from tokenpass.passes.projection_tail import DTYPES, Tail, following, matrix, shaped, tail_inputs
+from tokenpass.passes.projection_tail import (
+    DTYPES,
+    MOST_ROWS,
+    Tail,
+    following,
+    matrix,
+    shaped,
+    tail_inputs,
+)
 from tokenpass.rewrite.replacing import Calls, Replacement
 from tokenpass.rewrite.rewriter import hinted
 from tokenpass.tracing import fake_value, module_path, source_line
-
-MOST_ROWS = 8
-"""Rows that the kernel is written for."""
 
 
 class FewRows(RegionPass):

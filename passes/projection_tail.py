@@ -18,6 +18,9 @@ aten = torch.ops.aten
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+MOST_ROWS = 8
+"""Rows that the kernels are written for."""
+
 MOST_FOLLOWING = 4
 """Pointwise operators behind the projection that its kernel computes too."""
 

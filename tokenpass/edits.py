@@ -105,6 +105,10 @@ REJECTION_CODES: dict[str, tuple[str, str]] = {
         "the library's product is predicted to be as fast as ours",
         "nothing: no gain there",
     ),
+    "no_projection": (
+        "no linear layer is one that the policy acts on",
+        "policy: teal or wina, which act on every linear layer",
+    ),
     "pack_memory": (
         "a second copy of the weight would take more than is allowed",
         "raise the option pack_memory",

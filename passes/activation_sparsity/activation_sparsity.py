@@ -84,12 +84,7 @@ class Place:
     @property
     def natural(self) -> float:
         """The share of entries that are zero by themselves, as far as is known."""
-        if self.known is None:
-            return 0.0
-        histogram = self.known.magnitude
-        if self.by_gate and self.known.gate is not None:
-            histogram = self.known.gate
-        return float(histogram.share_below(torch.zeros(1)).mean())
+        return 0.0 if self.known is None else self.known.zero_share(by_gate=self.by_gate)
 
 
 class ActivationSparsity(LossyRegionPass):

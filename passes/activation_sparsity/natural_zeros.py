@@ -14,8 +14,6 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-import torch
-
 from tokenpass.edits import Rejection
 from tokenpass.graph.projections import ProjectionRegion, projections
 from tokenpass.graph.routers import router_blocks
@@ -64,8 +62,7 @@ def active(region: ProjectionRegion, site: str, context: RegionContext) -> float
     known = context.calibration.find(site, weight_fingerprint(context.weights[region.weight]))
     if known is None:
         return region.density
-    histogram = known.magnitude if region.up is None or known.gate is None else known.gate
-    return 1 - float(histogram.share_below(torch.zeros(1)).mean())
+    return 1 - known.zero_share(by_gate=region.up is not None)
 
 
 def replaced(region: ProjectionRegion, site: str, share: float) -> Replacement:

@@ -18,7 +18,15 @@ from tokenpass.graph.pointwise_reader import NotPointwise, inputs_of
 from tokenpass.graph.projections import Part, ProjectionRegion, columns_of
 from tokenpass.ops.pointwise import Call, Expression, Input, Y, call
 from tokenpass.passes.base import Reason, RegionContext
-from tokenpass.passes.projection_tail import DTYPES, Tail, following, matrix, shaped, tail_inputs
+from tokenpass.passes.projection_tail import (
+    DTYPES,
+    MOST_ROWS,
+    Tail,
+    following,
+    matrix,
+    shaped,
+    tail_inputs,
+)
 from tokenpass.rewrite.replacing import Calls, Replacement
 from tokenpass.rewrite.rewriter import hinted
 from tokenpass.tracing import fake_value, source_line
@@ -27,9 +35,6 @@ aten = torch.ops.aten
 
 MOST_DENSITY = 0.9
 """Above this share of rows read, a dense product is as fast."""
-
-MOST_ROWS = 8
-"""Rows that the kernels are written for."""
 
 
 def union(share: float, rows: int) -> float:

@@ -417,6 +417,22 @@ def test_report_and_kernels(model: nn.Module, calibration: Calibration) -> None:
     assert {use.operator for use in told.kernels[0]} == {"glu_neuron"}
 
 
+def test_a_policy_that_finds_nothing_says_so() -> None:
+    class Plain(nn.Module):
+        """A linear layer, and no MLP."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.only = nn.Linear(WIDTH, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.only(x)
+
+    (graph,) = capture_calls(Plain().eval(), [{"x": torch.randn(1, WIDTH)}])
+    plan = planned(graph, None, budget=0.5, objective="flops", passes=fixed(policy="cats"))
+    assert not sites(plan) and "no_projection" in codes(plan)
+
+
 def test_one_reason_for_many_places_is_told_once() -> None:
     reasons = [Rejection("too_many_rows", f"layer.{at}", "5 rows") for at in range(4)]
     other = Rejection("too_many_rows", "head", "9 rows")

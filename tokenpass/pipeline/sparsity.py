@@ -27,6 +27,7 @@ from tokenpass.passes.base import (
     LossyRegionPass,
     RegionContext,
 )
+from tokenpass.passes.projection_tail import MOST_ROWS
 from tokenpass.pipeline.facts import mask_facts
 from tokenpass.pipeline.planned import NOT_PAYING, Planned, declined
 from tokenpass.pipeline.regions import (
@@ -50,9 +51,6 @@ PRICED = (0.25, 1.0)
 
 LEFT_ALONE = -1
 """Instead of a level: `pack_memory` has no room for the region's copy, at any level."""
-
-FEW_ROWS = 8
-"""Rows of a step of decoding, of which leaving out entries could be expected."""
 
 CORRECTIONS = 3
 """Graphs made at most while what regions save together proves less than by themselves."""
@@ -139,7 +137,7 @@ class Sparsifier:
             return ()
         found = projections(context.module.graph, context.static)
         rows = [math.prod(fake_value(node).shape[:-1]) for node in found]
-        few = any(isinstance(count, int) and count <= FEW_ROWS for count in rows)
+        few = any(isinstance(count, int) and count <= MOST_ROWS for count in rows)
         if not few:
             return ()
         names = [item.name for item in all_passes() if isinstance(item, LossyRegionPass)]
@@ -163,6 +161,9 @@ class Sparsifier:
             choices, refused = item.choices(self.context, told)
             inside = [c for c in choices if in_scope(spec, c.site, prefixes)]
             rejections += gathered(refused)
+            if not choices and not refused:
+                because = f"{spec.policy or 'its policy'} finds no linear layer to act on"
+                rejections.append(Rejection("no_projection", item.name, because))
             if choices and not inside:
                 because = f"none of the {len(choices)} projections is in what it is limited to"
                 hint = f"they are called {choices[0].site}; layers count from 0"

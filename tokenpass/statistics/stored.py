@@ -51,6 +51,11 @@ class SiteStatistics:
     core: Tensor | None = None
     sensitivity: float | None = None
 
+    def zero_share(self, *, by_gate: bool) -> float:
+        """The share of entries that are zero by themselves: of the gate's where it is listed."""
+        listed = self.gate if by_gate and self.gate is not None else self.magnitude
+        return float(listed.share_below(0.0).mean())
+
     @property
     def rows(self) -> int:
         """How many rows went through the projection."""
