@@ -19,7 +19,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Masked(Interpreter):
             return super().run_node(n)
         (value, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
         by = [self.env[self.named[name]] for name in mask.inputs]
-        return F.linear(masked_entries(value, mask, by, each_row=True), *rest, **kwargs)
+        return F.linear(masked_entries(value, replace(mask, each_row=True), by), *rest, **kwargs)
 
 
 def masked(model: nn.Module, masks: Masks) -> Callable[[Tensor], Tensor]:

@@ -116,25 +116,32 @@ def test_real_sizes(name, rows):
     assert_agree(OPERATOR[name], arguments, through_gpu(name)(*arguments), wanted)
 
 
+def seen(name, arguments, results):
+    """Results without what lies behind the list."""
+    cut = None if name != "sparse_output_gemv" else int(arguments[2])
+    return [one[..., :cut] for one in flat(results)]
+
+
 @pytest.mark.parametrize("name", SPARSE)
 def test_same_bits_again(name):
     arguments, run = on_gpu(decoding_example(name)), kernel_of(name)
-    cut = None if name != "sparse_output_gemv" else int(arguments[2])
-    first = [one[..., :cut].clone() for one in flat(run(*arguments))]
+    first = [one.clone() for one in seen(name, arguments, run(*arguments))]
     for _ in range(20):
-        again = [one[..., :cut] for one in flat(run(*arguments))]
+        again = seen(name, arguments, run(*arguments))
         assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_nothing_waits_for_the_device(name):
     arguments, run = on_gpu(decoding_example(name)), kernel_of(name)
-    run(*arguments)  # compiles, packs
-    torch.cuda.set_sync_debug_mode("error")
+    first = run(*arguments)  # compiles, packs
+    torch.cuda.set_sync_debug_mode("error")  # whoever waits raises
     try:
-        run(*arguments)
+        again = run(*arguments)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    pairs = zip(seen(name, arguments, first), seen(name, arguments, again), strict=True)
+    assert all(torch.equal(x, y) for x, y in pairs)
 
 
 @with_copies
@@ -154,7 +161,7 @@ def test_replays_follow_their_inputs_and_weights(name):
         graph.replay()
         torch.cuda.synchronize()
         assert torch.equal(results, run(*arguments)) or change is weight
-        close_to_reference(name, arguments, results)
+        assert_close_to_reference(name, arguments, results)
 
 
 @with_copies
@@ -165,10 +172,10 @@ def test_captured_at_once(name):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = run(*arguments)
-    close_to_reference(name, arguments, run(*arguments))
+    assert_close_to_reference(name, arguments, run(*arguments))
     graph.replay()
     torch.cuda.synchronize()
-    close_to_reference(name, arguments, results)
+    assert_close_to_reference(name, arguments, results)
 
 
 @with_copies
@@ -178,10 +185,10 @@ def test_writes_through_data_are_seen(name):
     arguments[WEIGHT[name]].data.mul_(-3)
     results = run(*arguments)
     assert not torch.equal(results, before)
-    close_to_reference(name, arguments, results)
+    assert_close_to_reference(name, arguments, results)
 
 
-def close_to_reference(name, arguments, results):
+def assert_close_to_reference(name, arguments, results):
     here = [
         [each.cpu() for each in one]
         if isinstance(one, list)

@@ -11,13 +11,8 @@ from tokenpass.ops.pointwise import evaluate, parse
 from tokenpass.reference.facts import MaskFacts
 
 
-def masked_entries(
-    value: Tensor, mask: MaskFacts, inputs: Sequence[Tensor], *, each_row: bool = False
-) -> Tensor:
-    """A projection's input `[.., entries]` with the entries that do not count set to 0.
-
-    `each_row`: rows are calls of their own, each with its own bound.
-    """
+def masked_entries(value: Tensor, mask: MaskFacts, inputs: Sequence[Tensor]) -> Tensor:
+    """A projection's input `[.., entries]` with the entries that do not count set to 0."""
     flat = value.reshape(-1, value.shape[-1])
     told = flat
     if mask.gate:
@@ -28,7 +23,7 @@ def masked_entries(
     if bound is None:
         dropped = max(1, round(mask.share * flat.shape[-1]))
         bound = size.sort(-1).values[:, dropped - 1 : dropped]
-        bound = bound if each_row or mask.each_row else bound.min()
+        bound = bound if mask.each_row else bound.min()
     bound = bound.to(size.device)
     left_out = size <= bound
     return torch.where(left_out, torch.zeros_like(flat), flat).reshape(value.shape)

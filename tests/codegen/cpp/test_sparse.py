@@ -38,7 +38,7 @@ def run(tmp_path_factory):
     return call
 
 
-def agree(run, name, *arguments):
+def assert_agrees(run, name, *arguments):
     """The kernel's results, which agree with the reference's."""
     results = run(name, *arguments)
     assert_agree(OPERATOR[name], arguments, results, OPERATOR[name].reference(*arguments))
@@ -71,8 +71,12 @@ def test_a_list_that_is_out_of_range_is_refused(run, name, index, count, message
 
 def test_what_lies_behind_the_list_is_not_looked_at(run):
     index = int32(2, 99, -5)
-    agree(run, "sparse_input_gemv", index, torch.ones(1, 3), int32(1), torch.ones(4, 3), [], "y")
-    agree(run, "sparse_output_gemv", torch.ones(1, 4), index, int32(1), torch.ones(3, 4), [], "y")
+    assert_agrees(
+        run, "sparse_input_gemv", index, torch.ones(1, 3), int32(1), torch.ones(4, 3), [], "y"
+    )
+    assert_agrees(
+        run, "sparse_output_gemv", torch.ones(1, 4), index, int32(1), torch.ones(3, 4), [], "y"
+    )
 
 
 @pytest.mark.parametrize("threshold", [None, torch.tensor([0.5]), torch.full((21,), 0.5)])
@@ -131,13 +135,13 @@ def test_dtypes_may_differ_and_rows_may_be_many(run, rows):
     packed = torch.randn(70, 130, generator=generator).half()
     residual = torch.randn(1, 130, generator=generator).bfloat16()
     limit = torch.tensor([0.9])
-    agree(
+    assert_agrees(
         run, "glu_neuron", x, [gate, gate[:1].half()], "mul(square(relu(a0)), a1)", limit, up, bias,
         packed.T, [residual, torch.ones(rows, 1)], "add(mul(0.5, y), mul(a0, a1))",
     )  # fmt: skip
     index, kept, count = run("mask_compact", [gate], "relu(a0)", limit)
-    agree(run, "sparse_input_gemv", index, kept, count, packed.T, [residual], "add(y, a0)")
-    agree(run, "sparse_output_gemv", x, index, count, up, [gate.bfloat16()], "add(y, a0)")
+    assert_agrees(run, "sparse_input_gemv", index, kept, count, packed.T, [residual], "add(y, a0)")
+    assert_agrees(run, "sparse_output_gemv", x, index, count, up, [gate.bfloat16()], "add(y, a0)")
 
 
 def test_no_rows_no_columns(run):
@@ -163,12 +167,14 @@ def test_weights_in_other_layouts(run):
     index, count = torch.arange(30, dtype=torch.int32), int32(17)
     wide = torch.randn(70, 90, generator=generator)
     for packed in (wide[:30, :50], wide[:50, :30].T, wide[:1, :50].expand(30, 50), wide[::2][:30]):
-        agree(run, "sparse_input_gemv", index, kept, count, packed.T, [], "y")
+        assert_agrees(run, "sparse_input_gemv", index, kept, count, packed.T, [], "y")
         x = torch.randn(3, packed.shape[1], generator=generator)
-        agree(run, "sparse_output_gemv", x, index, count, packed, [], "y")
-        agree(run, "sparse_output_gemv", x.T.contiguous().T, index, count, packed, [], "y")
+        assert_agrees(run, "sparse_output_gemv", x, index, count, packed, [], "y")
+        assert_agrees(run, "sparse_output_gemv", x.T.contiguous().T, index, count, packed, [], "y")
     stepped = torch.arange(60, dtype=torch.int32)[::2] // 2
-    agree(run, "sparse_input_gemv", stepped, kept.T.contiguous().T, count, wide[:30].T, [], "y")
+    assert_agrees(
+        run, "sparse_input_gemv", stepped, kept.T.contiguous().T, count, wide[:30].T, [], "y"
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -182,12 +188,12 @@ def test_threads_share_all_columns_and_all_entries(run, threads, outputs):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        agree(run, "sparse_input_gemv", index, kept, count, packed.T, [], "y")
+        assert_agrees(run, "sparse_input_gemv", index, kept, count, packed.T, [], "y")
         x = torch.randn(2, outputs, generator=generator)
-        agree(run, "sparse_output_gemv", x, index, count, packed, [], "y")
+        assert_agrees(run, "sparse_output_gemv", x, index, count, packed, [], "y")
         gate = (torch.rand(2, 997, generator=generator) - 0.1).relu()
-        agree(run, "glu_neuron", x, [gate], "a0", None, packed, None, packed.T, [], "y")
-        agree(run, "row_stats_relu", torch.randn(5, 10_007, generator=generator), 0.3)
+        assert_agrees(run, "glu_neuron", x, [gate], "a0", None, packed, None, packed.T, [], "y")
+        assert_agrees(run, "row_stats_relu", torch.randn(5, 10_007, generator=generator), 0.3)
     finally:
         torch.set_num_threads(before)
 
@@ -254,9 +260,9 @@ def test_one_launch_and_dense_rows_take_any_layout_and_dtype(run, rows):
     ):
         for given in (x, x.T.contiguous().T, torch.cat([x, x], 1)[:, ::2]):
             few = ([given, half], "mul(a0, relu(a1))", weight, [residual], "add(y, a0)")
-            agree(run, "few_rows_linear", *few)
+            assert_agrees(run, "few_rows_linear", *few)
             texts = ("mul(a0, relu(a1))", torch.tensor([0.4]), weight, [residual], "add(y, a0)")
-            agree(run, "sparse_linear", [given, half], *texts)
+            assert_agrees(run, "sparse_linear", [given, half], *texts)
 
 
 @pytest.mark.parametrize("name", ["few_rows_linear", "sparse_linear", "sparse_input_gemv"])
@@ -278,7 +284,7 @@ def test_the_same_bits_for_every_number_of_threads(run, name, outputs, entries, 
     try:
         for threads in (1, 2, 3, 16):
             torch.set_num_threads(threads)
-            results.append(agree(run, name, *given)[0])
+            results.append(assert_agrees(run, name, *given)[0])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, results[0]) for one in results)
@@ -301,10 +307,10 @@ def test_a_changed_weight_is_noticed_by_the_kernels(run, change):
     weight, x, up = torch.randn(48, 70), torch.randn(1, 70), torch.randn(70, 70)
     index, kept, count = run("mask_compact", [x], "relu(a0)", None)
     for _ in range(2):
-        agree(run, "sparse_linear", [x], "relu(a0)", None, weight, [], "y")
-        agree(run, "sparse_input_gemv", index, kept, count, weight, [], "y")
-        agree(run, "glu_neuron", x, [x], "relu(a0)", None, up, None, weight, [], "y")
-        agree(run, "few_rows_linear", [x], "a0", weight, [], "y")
+        assert_agrees(run, "sparse_linear", [x], "relu(a0)", None, weight, [], "y")
+        assert_agrees(run, "sparse_input_gemv", index, kept, count, weight, [], "y")
+        assert_agrees(run, "glu_neuron", x, [x], "relu(a0)", None, up, None, weight, [], "y")
+        assert_agrees(run, "few_rows_linear", [x], "a0", weight, [], "y")
         with torch.no_grad():
             change(weight)
 

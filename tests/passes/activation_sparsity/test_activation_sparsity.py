@@ -105,7 +105,7 @@ def sites(plan: Planned) -> list[str]:
     return [edit.site.removesuffix(":projection") for edit in lossy(plan)]
 
 
-def agrees(graph: Graph, plan: Planned, tolerance: float = 1e-5) -> None:
+def assert_agrees(graph: Graph, plan: Planned, tolerance: float = 1e-5) -> None:
     assert plan.module is not None and not plan.exact
     assert relative(graph.run(plan.module), graph.reference(plan)) < tolerance
 
@@ -115,7 +115,7 @@ def agrees(graph: Graph, plan: Planned, tolerance: float = 1e-5) -> None:
 def test_a_plan_is_its_reference(name: str, policy: str) -> None:
     _, calibration, graph = family(name)
     plan = fixed(graph, calibration, policy)
-    agrees(graph, plan)
+    assert_agrees(graph, plan)
     everywhere = next(one for one in POLICIES if one.name == policy).place == "inputs"
     found = sites(plan)
     assert len(found) == len(set(found)) and (len(found) > 4 if everywhere else len(found) == 1)
@@ -128,14 +128,14 @@ def test_a_plan_is_its_reference(name: str, policy: str) -> None:
 def test_rows_share_what_is_read(rows: int, policy: str) -> None:
     model, calibration, _ = family("swiglu")
     (graph,) = capture_calls(model, [token(rows)])
-    agrees(graph, fixed(graph, calibration, policy))
+    assert_agrees(graph, fixed(graph, calibration, policy))
 
 
 @pytest.mark.parametrize("policy", ["teal", "top_k", "cats"])
 def test_any_number_of_rows_up_to_a_guard(policy: str) -> None:
     model, calibration, _ = family("swiglu")
     (graph,) = capture_calls(model, [token(2)], dynamic=True)
-    agrees(graph, fixed(graph, calibration, policy))
+    assert_agrees(graph, fixed(graph, calibration, policy))
     (graph,) = capture_calls(model, [token(30)])
     plan = fixed(graph, calibration, policy)
     assert not lossy(plan)
@@ -148,7 +148,7 @@ def test_half_precision(policy: str) -> None:
     model = classes()["swiglu"]().bfloat16().eval()
     calibration = calibrated(model, {"input_ids": torch.randint(3, 60, (2, 8))})
     (graph,) = capture_calls(model, [token()])
-    agrees(graph, fixed(graph, calibration, policy), 3e-2)
+    assert_agrees(graph, fixed(graph, calibration, policy), 3e-2)
 
 
 @pytest.mark.parametrize("policy", ["teal", "top_k", "cats"])
@@ -248,7 +248,7 @@ def test_no_value_is_computed_by_two(net: type[nn.Module], policy: str) -> None:
     named = [edit.site for edit in plan.plan.edits]
     assert len(named) == len(set(named))
     if lossy(plan):
-        agrees(graph, plan)
+        assert_agrees(graph, plan)
     assert lossy(plan) or (net is Branches and policy == "cats")
 
 
@@ -260,7 +260,7 @@ def test_exact_neurons_whose_up_projection_is_lossy(net: type[nn.Module]) -> Non
     exact = [edit for edit in plan.plan.edits if edit not in lossy(plan)]
     assert "d" not in sites(plan) and lossy(plan)
     assert [(e.site, e.policy) for e in exact] == [("d:projection", "sparse_linear")]
-    agrees(graph, plan)
+    assert_agrees(graph, plan)
 
 
 def test_natural_zeros_beside_lossy_places() -> None:
@@ -271,7 +271,7 @@ def test_natural_zeros_beside_lossy_places() -> None:
     assert [(e.pass_name, e.site) for e in plan.plan.edits if e not in lossy(plan)] == [
         ("natural_zeros", "c:projection")
     ]
-    agrees(graph, plan)
+    assert_agrees(graph, plan)
 
 
 def test_an_mlp_that_is_always_off() -> None:
