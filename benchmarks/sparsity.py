@@ -43,8 +43,9 @@ from tokenpass.passes.activation_sparsity.activation_sparsity import ActivationS
 from tokenpass.passes.activation_sparsity.policies import POLICIES
 from tokenpass.passes.activation_sparsity.policies.random import random
 from tokenpass.passes.base import EntryMask, LossyChoice, LossyContext
+from tokenpass.pipeline.facts import mask_facts
 from tokenpass.pipeline.regions import context_of
-from tokenpass.pipeline.sparsity import error_curve, mask_facts
+from tokenpass.pipeline.sparsity import error_curve
 from tokenpass.plan.allocation import Curve, allocate
 from tokenpass.reference.facts import MaskFacts
 from tokenpass.reference.masks import masked_entries

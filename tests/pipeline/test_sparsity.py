@@ -23,7 +23,7 @@ from tokenpass.edits import Edit, Rejection
 from tokenpass.errors import CalibrationMismatchError, FallbackWarning, PlanMismatchError
 from tokenpass.options import read_options
 from tokenpass.pipeline import Planned, make_plan
-from tokenpass.pipeline.sparsity import gathered
+from tokenpass.pipeline.choices import gathered
 from tokenpass.report import LOG, last_reports, text
 from tokenpass.statistics import Calibration
 

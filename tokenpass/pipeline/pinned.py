@@ -25,6 +25,7 @@ from tokenpass.passes.base import (
     PassContext,
     RegionPass,
 )
+from tokenpass.pipeline.choices import pinned_lossy
 from tokenpass.pipeline.facts import mask_facts
 from tokenpass.pipeline.found import exact_edits
 from tokenpass.pipeline.planned import Planned, carried_out
@@ -34,7 +35,6 @@ from tokenpass.pipeline.regions import (
     region_context,
     with_regions,
 )
-from tokenpass.pipeline.sparsity import pinned_lossy
 from tokenpass.plan.levels import TOKENS, evaluator
 from tokenpass.rewrite.replacing import Replacement
 from tokenpass.rewrite.restoring import ReplayRefused
