@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,11 @@ def measure(
             }
 
 
+def again(result: dict[str, Any], layers: int, dtypes: Sequence[torch.dtype]) -> bool:
+    """Whether a stored result is of what is measured now: so many layers in one of the dtypes."""
+    return result["layers"] == layers and f"torch.{result['dtype']}" in map(str, dtypes)
+
+
 def line(result: dict[str, Any]) -> str:
     """One result on one line."""
     ratio, floor = PairedRatio(**result["speedup"]), result["floor"]
@@ -194,21 +199,21 @@ def main(arguments: list[str] | None = None) -> int:
     settings = [Setting(None, 0.0), Setting("teal", 0.5, FLOOR)]
     if chosen.sweep:
         settings = [Setting(policy, at) for policy, levels in SWEPT.items() for at in levels]
-    results: list[dict[str, Any]] = []
-    if chosen.output.exists():  # the other half stays
-        known = json.loads(chosen.output.read_text())["results"]
-        layers = SWEPT_LAYERS if chosen.sweep else LAYERS
-        results = [one for one in known if one["layers"] != layers]
+    layers = SWEPT_LAYERS if chosen.sweep else LAYERS
     dtypes = [d for d in DTYPES if chosen.dtype is None or chosen.dtype in str(d)]
+    dtypes = dtypes[: 1 if chosen.sweep else 2]
+    machine = fingerprint()
+    results: list[dict[str, Any]] = []
+    if chosen.output.exists():  # what is not measured again stays, with the machine it is of
+        known = json.loads(chosen.output.read_text())["results"]
+        results = [one for one in known if not again(one, layers, dtypes)]
     with torch.no_grad():
-        for dtype in dtypes[: 1 if chosen.sweep else 2]:
-            layers = SWEPT_LAYERS if chosen.sweep else LAYERS
+        for dtype in dtypes:
             pace = Pace(seconds=chosen.seconds, pairs=60)
             for result in measure(layers, dtype, settings, pace):
-                results.append(result)
+                results.append({**result, "machine": machine})
                 print(line(result), flush=True)
-                text = json.dumps({"machine": fingerprint(), "results": results}, indent=1)
-                chosen.output.write_text(text + "\n")
+                chosen.output.write_text(json.dumps({"results": results}, indent=1) + "\n")
     return int(chosen.check and not all(map(met, results)))
 
 

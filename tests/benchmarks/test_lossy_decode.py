@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.lossy_decode import FLOOR, SWEPT, Setting, line, met
+import torch
+
+from benchmarks.lossy_decode import FLOOR, SWEPT, Setting, again, line, met
 from tokenpass.options import read_options
 from tokenpass.passes.activation_sparsity.policies import POLICIES
 
@@ -29,3 +31,10 @@ def test_a_floor_is_met_or_missed() -> None:
     }
     assert not met(result) and "MISSED" in line(result)
     assert met({**result, "floor": None})
+
+
+def test_what_is_not_measured_again_stays() -> None:
+    stored = {"layers": 16, "dtype": "bfloat16"}
+    assert again(stored, 16, [torch.bfloat16, torch.float32])
+    assert not again(stored, 16, [torch.float32])
+    assert not again(stored, 4, [torch.bfloat16])
