@@ -6,8 +6,9 @@ Its weights exceed every cache, so nothing has to be rotated. Thresholds come fr
 random tokens, so that the share that is left out is the one that is named.
 
     headline   16 layers: exact (budget 1.0), and half of all projections' entries left out (TEAL)
-    --sweep    4 layers: where policies act (inputs, neurons, inputs by a top-k in every call) at
-               several levels; with the quality of the same levels this is the plot
+    --sweep    4 layers: where policies act (inputs, neurons by their gate, neurons by place, inputs
+               by a top-k in every call) at several levels; with the quality of the same levels this
+               is the plot
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,12 @@ LAYERS, SWEPT_LAYERS = 16, 4
 CACHED = 128
 DTYPES = (torch.bfloat16, torch.float32)
 FLOOR = 1.5
-SWEPT = {"teal": (0.3, 0.5, 0.7), "top_k": (0.3, 0.5, 0.7), "chess": (0.3, 0.5, 0.7, 0.85)}
+SWEPT = {
+    "teal": (0.3, 0.5, 0.7),
+    "top_k": (0.3, 0.5, 0.7),
+    "chess": (0.3, 0.5, 0.7, 0.85),
+    "griffin": (0.3, 0.5, 0.6),
+}
 Step = Callable[[], Tensor]
 
 
@@ -90,8 +96,7 @@ def step_of(model: Callable[..., Any]) -> Step:
     cache = DynamicCache()
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, VOCABULARY, (1, CACHED), generator=generator)
-    plain = getattr(model, "_orig_mod", model)
-    plain(input_ids=ids, past_key_values=cache, use_cache=True)
+    model(input_ids=ids, past_key_values=cache, use_cache=True)
     token = torch.randint(0, VOCABULARY, (1, 1), generator=generator)
 
     def step() -> Tensor:
@@ -166,9 +171,15 @@ def measure(
             }
 
 
-def again(result: dict[str, Any], layers: int, dtypes: Sequence[torch.dtype]) -> bool:
-    """Whether a stored result is of what is measured now: so many layers in one of the dtypes."""
-    return result["layers"] == layers and f"torch.{result['dtype']}" in map(str, dtypes)
+def again(
+    result: dict[str, Any],
+    layers: int,
+    dtypes: Sequence[torch.dtype],
+    policies: Collection[str | None],
+) -> bool:
+    """Whether a stored result is of what is measured now."""
+    same = result["layers"] == layers and f"torch.{result['dtype']}" in map(str, dtypes)
+    return same and result["policy"] in policies
 
 
 def line(result: dict[str, Any]) -> str:
@@ -193,12 +204,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=20, help="time limit of each pairing")
     parser.add_argument("--sweep", action="store_true", help="policies and levels, 4 layers")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="one of the two")
+    parser.add_argument("--only", choices=tuple(SWEPT), help="one policy of the sweep")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a floor is missed")
     parser.add_argument("--output", type=Path, default=RESULT)
     chosen = parser.parse_args(arguments)
     settings = [Setting(None, 0.0), Setting("teal", 0.5, FLOOR)]
     if chosen.sweep:
-        settings = [Setting(policy, at) for policy, levels in SWEPT.items() for at in levels]
+        only = SWEPT if chosen.only is None else {chosen.only: SWEPT[chosen.only]}
+        settings = [Setting(policy, at) for policy, levels in only.items() for at in levels]
     layers = SWEPT_LAYERS if chosen.sweep else LAYERS
     dtypes = [d for d in DTYPES if chosen.dtype is None or chosen.dtype in str(d)]
     dtypes = dtypes[: 1 if chosen.sweep else 2]
@@ -206,7 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
     results: list[dict[str, Any]] = []
     if chosen.output.exists():  # what is not measured again stays, with the machine it is of
         known = json.loads(chosen.output.read_text())["results"]
-        results = [one for one in known if not again(one, layers, dtypes)]
+        now = {setting.policy for setting in settings}
+        results = [one for one in known if not again(one, layers, dtypes, now)]
     with torch.no_grad():
         for dtype in dtypes:
             pace = Pace(seconds=chosen.seconds, pairs=60)

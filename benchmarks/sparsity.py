@@ -3,7 +3,9 @@
 Every policy at every level on both trained decoders: calibrated on their training text, judged by
 bits per byte of held-out text beside dense, with paired intervals. Each position is masked as its
 own decoding step would be, so that whole windows are judged at once; thresholds are those of the
-pass, masks are carried out by zeros at full size, as the reference of a plan does.
+pass, masks are carried out by zeros at full size, as the reference of a plan does. Policies that
+choose for each prompt see the first half of every window, and are judged, as dense is, on the other
+half, of which each position is a step behind that prompt.
 
 Levels are equal in all projections ("uniform"), or allocated by water-filling to the same share of
 all weights that the policy can leave out. Random sets, on inputs and on neurons, are the controls.
@@ -40,7 +42,7 @@ from tokenpass.capture.dynamo import capture
 from tokenpass.config import Config
 from tokenpass.options import read_options
 from tokenpass.passes.activation_sparsity.activation_sparsity import ActivationSparsity
-from tokenpass.passes.activation_sparsity.policies import POLICIES
+from tokenpass.passes.activation_sparsity.policies import POLICIES, Policy
 from tokenpass.passes.activation_sparsity.policies.random import random
 from tokenpass.passes.base import EntryMask, LossyChoice, LossyContext
 from tokenpass.pipeline.facts import mask_facts
@@ -53,6 +55,7 @@ from tokenpass.reference.masks import masked_entries
 RESULT = Path(__file__).resolve().parent / "results" / "sparsity.json"
 LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 TOKENS = 512
+PROMPT = TOKENS // 2
 CALIBRATION_WINDOWS = 16
 STEPS = 20
 ALLOWED = 1.03
@@ -64,11 +67,16 @@ Masks = Mapping[str, EntryMask]
 
 
 class Masked(Interpreter):
-    """A dense graph whose projections read what masks leave of their inputs, row by row."""
+    """A dense graph whose projections read what masks leave of their inputs, row by row.
 
-    def __init__(self, module: GraphModule, masks: Mapping[str, MaskFacts]) -> None:
+    `policy`: who chooses for each prompt, the first `PROMPT` positions of every sequence.
+    """
+
+    def __init__(
+        self, module: GraphModule, masks: Mapping[str, MaskFacts], policy: Policy | None
+    ) -> None:
         super().__init__(module, garbage_collect_values=False)
-        self.masks = masks
+        self.masks, self.policy = masks, policy
         self.named = {node.name: node for node in module.graph.nodes}
 
     def run_node(self, n: Node) -> Any:
@@ -76,11 +84,26 @@ class Masked(Interpreter):
         if mask is None:
             return super().run_node(n)
         (value, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
+        if self.policy is not None:
+            policy = self.policy
+            kept = torch.stack([behind_prompt(one, policy, mask.share) for one in value])
+            return F.linear(kept, *rest, **kwargs)
         by = [self.env[self.named[name]] for name in mask.inputs]
         return F.linear(masked_entries(value, replace(mask, each_row=True), by), *rest, **kwargs)
 
 
-def masked(model: nn.Module, masks: Masks) -> Callable[[Tensor], Tensor]:
+def behind_prompt(value: Tensor, policy: Policy, share: float) -> Tensor:
+    """One sequence `[tokens, entries]`, with what its prompt leaves of the others' entries."""
+    if policy.seen is None:
+        raise ValueError(f"{policy.name} sees no prompt")
+    prompt, steps = value[:PROMPT], value[PROMPT:]
+    limit = policy.threshold(prompt=policy.seen(prompt), sparsity=share)
+    return torch.cat([prompt, torch.where(limit < 0, steps, 0.0)])
+
+
+def masked(
+    model: nn.Module, masks: Masks, policy: Policy | None = None
+) -> Callable[[Tensor], Tensor]:
     """The model with masks by site: ids [batch, tokens] -> logits."""
 
     def backend(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -88,7 +111,7 @@ def masked(model: nn.Module, masks: Masks) -> Callable[[Tensor], Tensor]:
         told = mask_facts(captured.module, captured, masks)
         if masks.keys() and len(told) != len(masks):
             raise RuntimeError(f"{len(masks)} masks, of which the graph has {len(told)}")
-        return Masked(captured.module, told).run
+        return Masked(captured.module, told, policy).run
 
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=backend)
@@ -191,16 +214,19 @@ def entry_sizes(model: nn.Module) -> dict[str, int]:
     }
 
 
-def judged(model: nn.Module, masks: Masks, rows: Tensor) -> Tensor:
-    """Bits per byte of each window."""
-    return window_bits(masked(model, masks), rows)
+def judged(
+    model: nn.Module, masks: Masks, rows: Tensor, policy: Policy | None = None, half: bool = False
+) -> Tensor:
+    """Bits per byte of each window, or of its second half."""
+    read = TOKENS - PROMPT if half else None
+    return window_bits(masked(model, masks, policy), rows, read=read)
 
 
 def measure(variant: str, count: int, only: str | None) -> Iterator[dict[str, Any]]:
     """All points of one decoder."""
     model = load(variant)  # type: ignore[arg-type]
     rows = windows(library_text().held_out, TOKENS, limit=count)
-    dense = judged(model, {}, rows)
+    dense = {half: judged(model, {}, rows, half=half) for half in (False, True)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "calibration.yaml"
         texts = windows(library_text().training, TOKENS, limit=CALIBRATION_WINDOWS)[:, :-1]
@@ -219,15 +245,17 @@ def measure(variant: str, count: int, only: str | None) -> Iterator[dict[str, An
             masks, error = masks_for(setting, known[name], sizes)
             if not masks:
                 continue
-            bits = judged(model, masks, rows)
-            yield point(variant, setting, dense, bits, error)
+            policy = next((p for p in POLICIES if p.name == setting.policy and p.by_prompt), None)
+            half = policy is not None
+            bits = judged(model, masks, rows, policy, half)
+            yield point(variant, setting, dense[half], bits, error)
     natural = {
         site: EntryMask(torch.zeros(1), 0.0)
         for site in (choice.site for choice in known.get("chess", ()))
     }
     if natural and only is None:
         bits = judged(model, natural, rows)
-        yield point(variant, Setting("natural zeros", "uniform", 0.0), dense, bits, 0.0)
+        yield point(variant, Setting("natural zeros", "uniform", 0.0), dense[False], bits, 0.0)
 
 
 def point(variant: str, setting: Setting, dense: Tensor, bits: Tensor, error: float) -> Any:
@@ -281,6 +309,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=RESULT)
     chosen = parser.parse_args(arguments)
     results: list[dict[str, Any]] = []
+    if chosen.only is not None and chosen.output.exists():  # the others stay
+        known = json.loads(chosen.output.read_text())["results"]
+        results = [one for one in known if chosen.only not in one["policy"]]
     with torch.no_grad():
         for variant in VARIANTS if chosen.decoder is None else (chosen.decoder,):
             for one in measure(variant, chosen.windows, chosen.only):

@@ -24,7 +24,8 @@ TIMED_AS = {
     "top_k": "top_k",
     "chess": "chess",
     "cats": "chess",
-    "core_neurons": "chess",
+    "core_matching": "griffin",
+    "griffin": "griffin",
     "random neurons": "chess",
 }
 """The policy whose speed was measured: those of one place run the same kernels."""

@@ -181,6 +181,19 @@ class EntryMask:
     each_row: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What a prompt's graph keeps for later calls that read its cache.
+
+    `seen` of the value `node` as `[rows, entries]`, float32, for the policy at a site.
+    """
+
+    policy: str
+    site: str
+    node: Node
+    seen: Callable[[Tensor], Tensor]
+
+
 class LossyRegionPass(ABC):
     """A pass that leaves out some of a region's entries, at a level that the planner chooses.
 
@@ -196,3 +209,7 @@ class LossyRegionPass(ABC):
         self, context: RegionContext, told: LossyContext
     ) -> tuple[tuple[LossyChoice, ...], tuple[Rejection, ...]]:
         """What could be left out where, and why other places were left alone."""
+
+    def observations(self, context: RegionContext, told: LossyContext) -> tuple[Observation, ...]:
+        """What a graph of many rows should keep for decoding steps; nothing by default."""
+        return ()

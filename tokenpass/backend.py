@@ -29,6 +29,7 @@ from tokenpass.lower.kernels import installed_kernels
 from tokenpass.options import read_options
 from tokenpass.passed_on import passed_on
 from tokenpass.pipeline import Planned, make_plan, report_of
+from tokenpass.pipeline.carried import carrying, told
 from tokenpass.pipeline.checked import checked
 from tokenpass.pipeline.fuel import first_edits, fuel_left
 from tokenpass.report import LOG, GraphReport, details, text
@@ -77,12 +78,21 @@ def lower_made(
 ) -> Callable[..., Any]:
     """The edited graph lowered, with its verification around it; the user's own if none is.
 
-    Generated kernels stand ready for the operators that edits bring in.
+    Generated kernels stand ready for the operators that edits bring in. A graph that nothing edits
+    may still have to keep something for later calls on its cache.
     """
-    if made.planned is None or made.captured is None or made.planned.module is None:
+    if made.planned is None or made.captured is None:
         return lower(module, example_inputs, config)
-    installed_kernels()
-    edited = lower(made.planned.module, all_parts(example_inputs), config)
+    graph, edited_module = carrying(made.planned, made.captured, config), made.planned.module
+    parts = all_parts(example_inputs)
+    if graph is not None:
+        installed_kernels()
+        edited = graph.run(lower(graph.module, [*parts, *graph.examples], config))
+    elif edited_module is not None:
+        installed_kernels()
+        edited = lower(edited_module, parts, config)
+    else:
+        return lower(module, example_inputs, config)
     run = checked(edited, made.planned, made.captured, config)
     return on_parts(run) if made.captured.over_parts else run
 
@@ -114,6 +124,7 @@ def plan_graph(module: GraphModule, example_inputs: Sequence[Any], config: Confi
     planned = make_plan(view, captured, config)
     if fuel is not None:
         planned = first_edits(planned, captured, config, fuel)
+    planned = told(planned, captured, config)
     report = report_of(planned, time.perf_counter() - start)
     return Made(replace(report, goal=goal(config)), planned, captured)
 

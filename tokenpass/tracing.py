@@ -127,11 +127,13 @@ def carry_over(
     source: GraphModule,
     target: GraphModule,
     sources: Sequence[tuple[Node, bool]] | None = None,
+    added: int = 0,
 ) -> None:
     """Copy what Dynamo wrote: graph meta, parameter names, placeholders' sources and names.
 
     `sources`: the placeholder behind each one of the target, and whether the latter is a part of
     it; one beside the other if left out. A part has no source of its own, but is as static.
+    `added`: how many placeholders the target has behind those, which come from nowhere.
     """
     target.meta.update(source.meta)
     for name in ("_param_name_to_source", "_backend_id"):
@@ -139,7 +141,10 @@ def carry_over(
             setattr(target, name, getattr(source, name))
     whole = ("example_value", "grapharg", "tensor_dict", "unbacked_bindings", "dynamo_source")
     behind = [(node, False) for node in placeholders(source)] if sources is None else sources
-    for (old, is_part), new in zip(behind, placeholders(target), strict=True):
+    there = placeholders(target)
+    for new in there[len(there) - added :]:
+        new._dynamo_source = None
+    for (old, is_part), new in zip(behind, there[: len(there) - added], strict=True):
         for key in ("tensor_dict",) if is_part else whole:
             if key in old.meta:
                 new.meta.setdefault(key, old.meta[key])

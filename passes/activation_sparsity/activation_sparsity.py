@@ -12,7 +12,7 @@ union of their lists is soon everything.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from typing import Any, ClassVar
 
@@ -22,7 +22,13 @@ from torch.fx import Node
 
 from tokenpass.edits import Rejection
 from tokenpass.errors import CalibrationMismatchError
-from tokenpass.graph.projections import ProjectionRegion, gated, projection_region, projections
+from tokenpass.graph.projections import (
+    ProjectionRegion,
+    gated,
+    in_parts,
+    projection_region,
+    projections,
+)
 from tokenpass.graph.zeros import zero_regions
 from tokenpass.ops.pointwise import Call, Input, parts
 from tokenpass.passes.activation_sparsity.errors import measured_error, prior_error
@@ -40,10 +46,11 @@ from tokenpass.passes.base import (
     LossyChoice,
     LossyContext,
     LossyRegionPass,
+    Observation,
     Reason,
     RegionContext,
 )
-from tokenpass.rewrite.replacing import Replacement
+from tokenpass.rewrite.replacing import Given, Replacement
 from tokenpass.rewrite.rewriter import hinted
 from tokenpass.statistics.histogram import Histogram
 from tokenpass.statistics.stored import Calibration, SiteStatistics, weight_fingerprint
@@ -118,6 +125,17 @@ class ActivationSparsity(LossyRegionPass):
             found.append(choice(Place(site, region, policy, weight, known, seed, apart, last)))
         return tuple(found), tuple(refused)
 
+    def observations(self, context: RegionContext, told: LossyContext) -> tuple[Observation, ...]:
+        policy = chosen_policy(told, context.calibration)
+        if policy.seen is None:
+            return ()
+        most, found = most_rows(1 - policy.highest), list[Observation]()
+        for node, site in projections(context.module.graph, context.static).items():
+            region = region_for(node, context, policy)
+            if region is not None and bool(region.rows > most):
+                found.append(Observation(policy.name, site, region.hidden, policy.seen))
+        return tuple(found)
+
 
 def chosen_policy(told: LossyContext, calibration: Calibration | None) -> Policy:
     """The user's, else the best that has what it reads."""
@@ -151,7 +169,10 @@ def region_for(node: Node, context: RegionContext, policy: Policy) -> Projection
     called = {part.function for part in parts(region.expression) if isinstance(part, Call)}
     if region.blocked:  # a router's neurons come in blocks, an attention's heads too
         return as_input(region) if called & ACTIVATIONS else None
-    return gated(region, context.static) or (region if called & ACTIVATIONS else None)
+    found = gated(region, context.static) or (region if called & ACTIVATIONS else None)
+    if found is not None and policy.by_prompt:
+        return replace(found, parts=in_parts(found, context.static))
+    return found
 
 
 def as_input(region: ProjectionRegion) -> ProjectionRegion:
@@ -174,7 +195,7 @@ def unknown(policy: Policy, region: ProjectionRegion, known: SiteStatistics | No
     if known is None:
         because = f"{policy.name} reads statistics that no calibration has of it"
         return "not_calibrated", because, "tokenpass.calibrate, or policy: top_k"
-    wanted = {"gate": known.gate, "up": known.up, "core": known.core}
+    wanted = {"gate": known.gate, "up": known.up}
     if region.up is None:
         wanted |= {"gate": known.magnitude, "up": known.magnitude}
     lacking = [name for name, value in wanted.items() if name in policy.signals and value is None]
@@ -219,6 +240,8 @@ def choice(place: Place) -> LossyChoice:
     @cache
     def made(share: float) -> Replacement:
         listing = Listing(density(share), constant=partial(thresholds, share))
+        if policy.by_prompt:
+            listing = Listing(density(share), given=given(place, share))
         if policy.at_run_time:
             listing = Listing(density(share), computed=partial(policy.threshold, sparsity=share))
         return replacement(region, place.site, policy.name, repr(share), listing, place.apart)
@@ -227,6 +250,8 @@ def choice(place: Place) -> LossyChoice:
         if policy.at_run_time:
             alone = isinstance(region.rows, int) and region.rows == 1
             return EntryMask(None, share, each_row=alone)
+        if policy.by_prompt:
+            return EntryMask(given(place, share).default, share)
         return EntryMask(thresholds(share), share, place.by_gate)
 
     weight = fake_value(region.weight)
@@ -245,15 +270,25 @@ def choice(place: Place) -> LossyChoice:
     )
 
 
+def given(place: Place, share: float) -> Given:
+    """The thresholds that the prompt decides; before any prompt all entries are listed."""
+    policy, device = place.policy, place.weight.device
+    default = torch.full((place.region.entries,), -1.0, device=device)
+    derive = partial(policy.threshold, sparsity=share)
+    return Given(policy.name, place.site, derive, default)
+
+
 def threshold(place: Place, share: float) -> Tensor:
     """The policy's thresholds, float32 [1] or [entries]."""
     policy, known, entries = place.policy, place.known, place.region.entries
     signals: dict[str, Any] = {"entries": entries, "seed": place.seed, "sparsity": share}
     if known is not None:
-        signals |= {"magnitude": known.magnitude, "core": known.core}
+        signals["magnitude"] = known.magnitude
         signals |= {"gate": known.magnitude, "up": Histogram.of(torch.ones(1, entries))}
         if place.by_gate:
             signals |= {"gate": known.gate, "up": known.up}
+        if policy.expected is not None:
+            signals["prompt"] = policy.expected(known)
     if "column_norms" in policy.signals:
         signals["column_norms"] = place.column_norms
     return policy.threshold(**{name: signals[name] for name in policy.signals}).float()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from tokenpass.graph.pointwise_reader import NotPointwise, inputs_of
-from tokenpass.graph.projections import Part, ProjectionRegion, columns_of
+from tokenpass.graph.projections import Factor, Part, ProjectionRegion, columns_of
 from tokenpass.ops.pointwise import Call, Expression, Input, Y, call
 from tokenpass.passes.base import Reason, RegionContext
 from tokenpass.passes.projection_tail import (
@@ -27,7 +27,7 @@ from tokenpass.passes.projection_tail import (
     shaped,
     tail_inputs,
 )
-from tokenpass.rewrite.replacing import Calls, Replacement
+from tokenpass.rewrite.replacing import Calls, Given, Replacement
 from tokenpass.rewrite.rewriter import hinted
 from tokenpass.tracing import fake_value, source_line
 
@@ -61,7 +61,7 @@ def unsound(region: ProjectionRegion, context: RegionContext, most: int) -> Reas
     touched = {region.down, region.weight, *region.nodes, *region.inputs}
     if region.up is not None:  # its input is read later than it was
         touched |= {region.up.projection, *region.up.projection.all_input_nodes}
-    for one in region.factors:
+    for one in (*region.factors, *region.parts):
         touched |= {one.part.projection, *one.part.projection.all_input_nodes}
     for node in touched:
         if node in context.written:
@@ -80,12 +80,14 @@ class Listing:
     """Which entries are listed: those above a threshold, `[1]` or `[entries]`, or not zero.
 
     `constant` gives one that the graph holds; `computed` gives it in every call, from the input,
-    `[rows, entries]`. `density`: the expected share of listed entries, for the cost model.
+    `[rows, entries]`; `given` is what came of an earlier call. `density`: the expected share of
+    listed entries, for the cost model.
     """
 
     density: float
     constant: Callable[[], Tensor] | None = None
     computed: Callable[[Tensor], Tensor] | None = None
+    given: Given | None = None
 
 
 def replacement(
@@ -102,7 +104,7 @@ def replacement(
     regions compute themselves.
     """
     tail = following(region.down, region.rows, apart)
-    make = neurons if region.up is not None else listed if region.factors else entries
+    make = way(region)
     operators = OPERATORS[make]
     weight = fake_value(region.weight)
     return Replacement(
@@ -114,8 +116,24 @@ def replacement(
         lambda calls: shaped(calls, make(calls, region, tail, listing), tail.end),
         operators,
         weight.numel() * weight.element_size(),
-        instead=frozenset() if region.up is None else frozenset({region.up.projection}),
+        instead=frozenset(computed_too(region)),
     )
+
+
+def way(region: ProjectionRegion) -> Callable[[Calls, ProjectionRegion, Tail, Listing], Node]:
+    """How a region is computed."""
+    if region.parts:
+        return placed
+    if region.up is not None:
+        return neurons
+    return listed if region.factors else entries
+
+
+def computed_too(region: ProjectionRegion) -> list[Node]:
+    """The projections in front of a region that it computes itself, as far as they are needed."""
+    if region.parts:
+        return [one.part.projection for one in region.parts]
+    return [] if region.up is None else [region.up.projection]
 
 
 def entries(calls: Calls, region: ProjectionRegion, tail: Tail, listing: Listing) -> Node:
@@ -153,20 +171,48 @@ def listed(calls: Calls, region: ProjectionRegion, tail: Tail, listing: Listing)
     found = calls.call(ops.mask_compact.default, *inputs_for(calls, region, region.gate), threshold)
     index, kept, count = (calls.call(operator.getitem, found, at) for at in range(3))
     for factor in region.factors:
-        weight, bias = rows_of(calls, factor.part)
-        x = matrix(calls, calls[factor.part.projection.args[0]])  # type: ignore[index]
-        extras = [] if bias is None else [calls.call(aten.unsqueeze.default, bias, 0)]
-        y: Expression = Y if bias is None else call("add", Y, Input(0))
-        text = str(put_in(factor.expression, y))
-        of = calls.call(
-            ops.sparse_output_gemv.default,
-            *(x, index, count, weight, extras, text, listing.density),
-        )
+        of = factor_rows(calls, factor, index, count, listing)
         kept = calls.call(aten.mul.Tensor, kept, of)
     return calls.call(
         ops.sparse_input_gemv.default,
         *(index, kept, count, calls[region.weight]),
         *(tail_inputs(calls, tail), str(tail.expression), listing.density),
+    )
+
+
+def placed(calls: Calls, region: ProjectionRegion, tail: Tail, listing: Listing) -> Node:
+    """`[rows, n]`: the same where places alone decide: rows of every projection that are listed."""
+    ops = torch.ops.tokenpass
+    index, count = places(calls, listing)
+    first, *rest = (factor_rows(calls, one, index, count, listing) for one in region.parts)
+    kept = first
+    for one in rest:
+        kept = calls.call(aten.mul.Tensor, kept, one)
+    return calls.call(
+        ops.sparse_input_gemv.default,
+        *(index, kept, count, calls[region.weight]),
+        *(tail_inputs(calls, tail), str(tail.expression), listing.density),
+    )
+
+
+def places(calls: Calls, listing: Listing) -> tuple[Node, Node]:
+    """The list of places and its length, given with each call."""
+    if listing.given is None:
+        raise NotPointwise
+    index, count = listing.given.places()
+    return calls.given(index), calls.given(count)
+
+
+def factor_rows(calls: Calls, factor: Factor, index: Node, count: Node, listing: Listing) -> Node:
+    """The listed entries of a function of a projection, float32 `[rows, entries]`."""
+    weight, bias = rows_of(calls, factor.part)
+    x = matrix(calls, calls[factor.part.projection.args[0]])  # type: ignore[index]
+    extras = [] if bias is None else [calls.call(aten.unsqueeze.default, bias, 0)]
+    y: Expression = Y if bias is None else call("add", Y, Input(0))
+    text = str(put_in(factor.expression, y))
+    return calls.call(
+        torch.ops.tokenpass.sparse_output_gemv.default,
+        *(x, index, count, weight, extras, text, listing.density),
     )
 
 
@@ -183,6 +229,8 @@ def limit(calls: Calls, region: ProjectionRegion, listing: Listing) -> Node | No
     """The listing's threshold as a value of the graph."""
     if listing.computed is not None:
         return calls.inlined(listing.computed, matrix(calls, calls[region.hidden]))
+    if listing.given is not None:
+        return calls.given(listing.given)
     if listing.constant is None:
         return None
     return calls.constant(listing.constant().to(fake_value(region.weight).device))
@@ -269,5 +317,6 @@ OPERATORS: dict[Callable[[Calls, ProjectionRegion, Tail, Listing], Node], tuple[
     entries: ("sparse_linear",),
     listed: ("mask_compact", "sparse_input_gemv", "sparse_output_gemv"),
     neurons: ("glu_neuron",),
+    placed: ("sparse_output_gemv", "sparse_input_gemv"),
 }
 """What each way of computing a region calls; the last names it."""

@@ -34,7 +34,8 @@ def test_a_floor_is_met_or_missed() -> None:
 
 
 def test_what_is_not_measured_again_stays() -> None:
-    stored = {"layers": 16, "dtype": "bfloat16"}
-    assert again(stored, 16, [torch.bfloat16, torch.float32])
-    assert not again(stored, 16, [torch.float32])
-    assert not again(stored, 4, [torch.bfloat16])
+    stored = {"layers": 16, "dtype": "bfloat16", "policy": "teal"}
+    assert again(stored, 16, [torch.bfloat16, torch.float32], {"teal", None})
+    assert not again(stored, 16, [torch.float32], {"teal"})
+    assert not again(stored, 4, [torch.bfloat16], {"teal"})
+    assert not again(stored, 16, [torch.bfloat16], {"chess", None})

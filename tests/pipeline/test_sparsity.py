@@ -226,7 +226,7 @@ def test_room_for_some_copies(graph: Graph, calibration: Calibration) -> None:
 # what is known ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["wina", "teal", "cats", "chess", "core_neurons"])
+@pytest.mark.parametrize("policy", ["wina", "teal", "cats", "chess"])
 def test_without_a_calibration(graph: Graph, policy: str) -> None:
     plan = planned(graph, None, passes=fixed(policy=policy))
     assert plan.module is None and codes(plan) >= {"not_calibrated"}
@@ -262,7 +262,7 @@ def same(first: Planned, second: Planned) -> bool:
     )
 
 
-@pytest.mark.parametrize("policy", ["wina", "chess", "core_neurons", "random", "top_k"])
+@pytest.mark.parametrize("policy", ["wina", "chess", "griffin", "core_matching", "random", "top_k"])
 def test_a_saved_plan_gives_the_same_graph(
     model: nn.Module, calibration: Calibration, graph: Graph, policy: str, tmp_path: Path
 ) -> None:

@@ -51,7 +51,8 @@ class ProjectionRegion:
     used nowhere else; `gate` is then the product of the other factors. `blocked`: the inputs whose
     columns lie in blocks (number, size), or repeat within or across them. `density`: the share of
     entries of one row that are expected not to be zero, where `zero` is. `factors`: where no `up`
-    says it, what else the gate is multiplied with, needed nowhere else.
+    says it, what else the gate is multiplied with, needed nowhere else. `parts`: the whole value as
+    the product of these, where somebody asked for it.
     """
 
     down: Node
@@ -67,6 +68,7 @@ class ProjectionRegion:
     blocked: Mapping[Node, tuple[int, int]] = field(default_factory=dict)
     density: float = UNKNOWN_SHARE
     factors: tuple[Factor, ...] = ()
+    parts: tuple[Factor, ...] = ()
 
     @property
     def weight(self) -> Node:
@@ -144,6 +146,31 @@ def gated(region: ProjectionRegion, static: frozenset[Node]) -> ProjectionRegion
         if up is not None:
             return replace(region, gate=gate, up=up)
     return None
+
+
+def in_parts(region: ProjectionRegion, static: frozenset[Node]) -> tuple[Factor, ...]:
+    """The value as a product of functions of projections that only the region needs.
+
+    Empty where it is none: then entries of it cannot be computed alone.
+    """
+    terms: dict[int, list[Expression]] = {}
+    constants: list[Expression] = []
+    for term in factors(region.expression):
+        read = inputs_of(term)
+        if len(read) > 1:
+            return ()
+        if read:
+            terms.setdefault(min(read), []).append(term)
+        else:
+            constants.append(term)
+    found: list[Factor] = []
+    for at, mine in terms.items():
+        part = projected(region, region.inputs[at], static)
+        if part is None or region.inputs[at] in region.blocked:
+            return ()
+        found.append(Factor(product([*mine, *constants]), part))
+        constants = []
+    return tuple(found)
 
 
 def factors(expression: Expression) -> list[Expression]:

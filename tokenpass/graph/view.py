@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,14 @@ from tokenpass.graph.mlp import MlpRegion, mlp_regions
 from tokenpass.graph.regions import AttentionRegion, attention_regions
 from tokenpass.graph.sites import Site, Stream, data_flow, find_sites, main_output, stream_chain
 from tokenpass.graph.windows import window_rejection, windowed_attention
-from tokenpass.tracing import fake_tensors, fake_value, module_path, output_nodes, source_line
+from tokenpass.tracing import (
+    fake_tensors,
+    fake_value,
+    is_float,
+    module_path,
+    output_nodes,
+    source_line,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +132,33 @@ def handed_out(module: GraphModule, regions: tuple[AttentionRegion, ...]) -> fro
                     break
                 current = passes_through(current)
     return frozenset(found)
+
+
+def handed_on(module: GraphModule, inputs: Iterable[Node]) -> frozenset[Node]:
+    """Graph outputs that hold a floating input as it came: joined with more, cut, or copied.
+
+    So a step of decoding hands its caches on, whose attention has too few queries to be told by.
+    """
+    given = {node for node in inputs if is_float(node)}
+    outputs = {node for node in output_nodes(module) if isinstance(node, Node)}
+    return frozenset(node for node in outputs if node not in given and held(node) & given)
+
+
+def held(node: Node) -> set[Node]:
+    """The values that a value is made of by joining, cutting and copying alone."""
+    found, queue = set[Node](), [node]
+    while queue:
+        one = queue.pop()
+        if one in found:
+            continue
+        found.add(one)
+        source = passes_through(one)
+        joined = one.target in JOINING and bool(one.args)
+        queue += one.all_input_nodes if joined else [source] if source is not None else []
+    return found
+
+
+JOINING = frozenset({torch.ops.aten.cat.default, torch.ops.aten.index_copy.default})
 
 
 def passes_through(node: Node) -> Node | None:

@@ -10,4 +10,5 @@ from torch.fx import GraphModule, Interpreter
 
 def lower_eager(module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """A callable that interprets the graph."""
-    return Interpreter(module).run
+    # an interpreter keeps its last outputs: one for each call
+    return lambda *inputs: Interpreter(module).run(*inputs)

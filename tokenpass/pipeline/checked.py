@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from tokenpass.capture.dynamo import Captured
 from tokenpass.config import Config
+from tokenpass.lower.carried import CarryingRun
 from tokenpass.lower.verify import Promise, compare, is_random, separate, verified
 from tokenpass.pipeline.facts import reference_of
 from tokenpass.pipeline.fuel import bisecting, first_bad_edit
@@ -21,7 +22,10 @@ from tokenpass.tracing import output_nodes
 def checked(
     edited: Callable[..., Any], planned: Planned, captured: Captured, config: Config
 ) -> Callable[..., Any]:
-    """`edited`, compared as `config.verify` says; a defect can name the edit that brought it."""
+    """`edited`, compared as `config.verify` says; a defect can name the edit that brought it.
+
+    The reference is told what the call itself was given.
+    """
     if config.verify == "never":
         return edited
 
@@ -41,9 +45,14 @@ def checked(
         promise(planned, config),
         how=config.verify,
         on_failure=config.on_failure,
-        reference=lambda inputs: reference_of(planned).run(*inputs),
+        reference=lambda inputs: reference_of(planned, given_to(edited)).run(*inputs),
         blame=blame,
     )
+
+
+def given_to(edited: Callable[..., Any]) -> dict[str, torch.Tensor]:
+    """The thresholds that the last call was given by earlier ones, by site."""
+    return edited.thresholds() if isinstance(edited, CarryingRun) else {}
 
 
 def differs(planned: Planned, inputs: Sequence[Any], config: Config) -> str | None:

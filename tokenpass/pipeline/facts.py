@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from tokenpass.capture.dynamo import Captured
@@ -31,10 +32,14 @@ from tokenpass.reference.interpreter import Reference
 from tokenpass.rewrite.rewriter import Rewritten, Short
 
 
-def reference_of(planned: Planned) -> Reference:
-    """The slow interpreter of a plan."""
+def reference_of(planned: Planned, given: Mapping[str, Tensor] | None = None) -> Reference:
+    """The slow interpreter of a plan; `given`: thresholds of one call, by site."""
     plan, facts = planned.plan, facts_of(planned.view, planned.rewritten)
-    facts = replace(facts, masks=dict(planned.masks))
+    masks = {
+        name: replace(mask, threshold=(given or {}).get(mask.site, mask.threshold))
+        for name, mask in planned.masks.items()
+    }
+    facts = replace(facts, masks=masks)
     tokens = {item.name for item in all_passes() if isinstance(item, LossyPass)}
     edits = [edit for edit in plan.edits if edit.pass_name in tokens]
     return Reference(planned.view.module, edits, facts, plan.seed)
@@ -53,7 +58,7 @@ def mask_facts(
         region = gated(region, static) if mask.by_gate and region is not None else None
         gate = "" if region is None else str(region.gate)
         inputs = () if region is None else tuple(one.name for one in region.inputs)
-        found[node.name] = MaskFacts(mask.threshold, mask.share, gate, inputs, mask.each_row)
+        found[node.name] = MaskFacts(mask.threshold, mask.share, gate, inputs, mask.each_row, site)
     return found
 
 

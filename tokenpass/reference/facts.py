@@ -79,7 +79,8 @@ class MaskFacts:
 
     Magnitudes of the input, or of `gate`, a pointwise text over the values called `inputs`. Without
     a threshold each row leaves out the `share` of its entries that is smallest, where of all rows
-    the least bound counts, or (`each_row`) every row its own.
+    the least bound counts, or (`each_row`) every row its own. `site`: the projection's name in the
+    plan, by which a call's own threshold is found.
     """
 
     threshold: torch.Tensor | None
@@ -87,6 +88,7 @@ class MaskFacts:
     gate: str = ""
     inputs: tuple[str, ...] = ()
     each_row: bool = False
+    site: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ What was needed for the replaced value alone disappears. The given graph stays a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
@@ -55,6 +56,44 @@ class Replacement:
 
 
 @dataclass(frozen=True, eq=False)
+class Given:
+    """Thresholds that a call is given from what an earlier call on the same cache left.
+
+    `derive` makes them of what was kept for (`policy`, `site`), `[entries]`; `default` stands in
+    where nothing was. `form`: what the graph reads of them.
+    """
+
+    policy: str
+    site: str
+    derive: Callable[[Tensor], Tensor]
+    default: Tensor
+    form: Callable[[Tensor], Tensor] = field(default=lambda threshold: threshold)
+
+    @property
+    def example(self) -> Tensor:
+        """What the graph reads where nothing was kept."""
+        return self.form(self.default)
+
+    def places(self) -> tuple[Given, Given]:
+        """The same as a list of places and its length, for thresholds that tell by place alone."""
+        return replace(self, form=listed_places), replace(self, form=listed_count)
+
+
+def listed_places(threshold: Tensor) -> Tensor:
+    """The entries whose threshold is negative, ascending, then the others; int32 `[entries]`."""
+    return (threshold >= 0).to(torch.int8).argsort(stable=True).to(torch.int32)
+
+
+def listed_count(threshold: Tensor) -> Tensor:
+    """How many entries have a negative threshold; int32 `[1]`."""
+    return (threshold < 0).sum(dtype=torch.int32).reshape(1)
+
+
+GIVEN = "tokenpass_given"
+"""In the meta of a node that holds a `Given`'s default."""
+
+
+@dataclass(frozen=True, eq=False)
 class Calls:
     """Adds calls before one node of a copied graph, with their fake values and its source line."""
 
@@ -87,6 +126,12 @@ class Calls:
             made = self.graph.get_attr(name)
         mode = next(filter(None, map(fake_mode_of, self.graph.nodes)))
         made.meta = {"val": mode.from_tensor(value), "tokenpass_edit": self.owner}
+        return made
+
+    def given(self, value: Given) -> Node:
+        """A tensor that comes with each call; the graph holds its default until it is lowered."""
+        made = self.constant(value.example)
+        made.meta[GIVEN] = value
         return made
 
     def inlined(self, function: Callable[..., Any], *args: Node) -> Node:

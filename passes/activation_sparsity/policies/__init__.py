@@ -6,10 +6,11 @@ out. Its parameters name the signals that it reads, and nothing else reaches it:
     sparsity       the share of entries to leave out, of all
     magnitude      histogram of the input's magnitudes, by entry (calibrated)
     gate, up       the same of an MLP's gate, its activation applied, and of the factor beside it
-    core           how often each entry was among its token's most active ones (calibrated)
     column_norms   L2 norm of the weight's column for each entry, float32 [entries]
     values         the input itself at run time, [rows, entries]: the threshold is then computed
                    in every call
+    prompt         what the policy's `seen` gave of the values of the prompt whose cache a decoding
+                   step reads, float32 [entries]: the threshold is then computed once a prompt
     entries, seed  how many there are, and a number that is the site's own
 
 To add one, add its file and its entry in `POLICIES`.
@@ -26,13 +27,15 @@ from torch import Tensor
 
 from tokenpass.passes.activation_sparsity.policies.cats import cats
 from tokenpass.passes.activation_sparsity.policies.chess import chess
-from tokenpass.passes.activation_sparsity.policies.core_neurons import core_neurons
+from tokenpass.passes.activation_sparsity.policies.core_matching import core_counts, core_matching
+from tokenpass.passes.activation_sparsity.policies.griffin import griffin, relative_energy
 from tokenpass.passes.activation_sparsity.policies.random import random
 from tokenpass.passes.activation_sparsity.policies.teal import teal
 from tokenpass.passes.activation_sparsity.policies.top_k import top_k
 from tokenpass.passes.activation_sparsity.policies.wina import wina
+from tokenpass.statistics.stored import SiteStatistics
 
-CALIBRATED = frozenset({"magnitude", "gate", "up", "core"})
+CALIBRATED = frozenset({"magnitude", "gate", "up"})
 """Signals that only a calibration has."""
 
 
@@ -44,11 +47,17 @@ class Policy:
     be left out: beyond it models are known to fall apart.
     Neurons are what enters an MLP's last projection; gated ones are listed by their gate, and what
     would multiply an unlisted gate is not computed either.
+
+    `seen`: what is kept of a prompt's values, `[rows, entries]` -> `[entries]`, for the signal
+    `prompt`; what two calls gave is added. Thresholds of a prompt are -1 or infinite, so that what
+    is left out is known before any value is. `expected`: what a prompt like the calibration has.
     """
 
     threshold: Callable[..., Tensor]
     place: Literal["inputs", "neurons"]
     highest: float
+    seen: Callable[[Tensor], Tensor] | None = None
+    expected: Callable[[SiteStatistics], Tensor] | None = None
 
     @property
     def name(self) -> str:
@@ -70,13 +79,29 @@ class Policy:
         """Whether its threshold is computed in every call."""
         return "values" in self.signals
 
+    @property
+    def by_prompt(self) -> bool:
+        """Whether each prompt has thresholds of its own."""
+        return self.seen is not None
+
+
+def energy_of(known: SiteStatistics) -> Tensor:
+    """The mean square of each entry, [entries]."""
+    return known.magnitude.energy().float()
+
+
+def core_of(known: SiteStatistics) -> Tensor:
+    """How often each entry was at its token's core, [entries]; its energy where not counted."""
+    return energy_of(known) if known.core is None else known.core.float()
+
 
 POLICIES: tuple[Policy, ...] = (
     Policy(wina, "inputs", 0.7),
     Policy(teal, "inputs", 0.7),
     Policy(chess, "neurons", 0.85),
     Policy(cats, "neurons", 0.85),
-    Policy(core_neurons, "neurons", 0.6),
+    Policy(griffin, "neurons", 0.6, relative_energy, expected=energy_of),
+    Policy(core_matching, "neurons", 0.6, core_counts, expected=core_of),
     Policy(top_k, "inputs", 0.7),
     Policy(random, "inputs", 0.7),
 )

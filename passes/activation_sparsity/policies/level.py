@@ -49,6 +49,16 @@ def inverse(scale: Float[Tensor, " entries"]) -> Float[Tensor, " entries"]:
 
 def keep_alone(kept: Tensor, entries: int) -> Float[Tensor, " entries"]:
     """A threshold that every kept entry passes, 0 included, and no other one."""
-    threshold = torch.full((entries,), torch.inf)
+    threshold = torch.full((entries,), torch.inf, device=kept.device)
     threshold[kept] = -1.0
     return threshold
+
+
+def keep_most(score: Float[Tensor, " entries"], sparsity: float) -> Float[Tensor, " entries"]:
+    """Such a threshold for the share 1 - `sparsity` of largest scores, one at least.
+
+    Equal scores: the lower entry stays.
+    """
+    entries = score.shape[0]
+    kept = max(1, round((1 - sparsity) * entries))
+    return keep_alone(score.argsort(descending=True, stable=True)[:kept], entries)

@@ -39,7 +39,7 @@ def signals(policy: Policy, share: float, seed: int = 0) -> dict[str, Any]:
         "magnitude": Histogram.of(raw["x"]),
         "gate": Histogram.of(raw["gate"]),
         "up": Histogram.of(raw["up"]),
-        "core": counts(raw["gate"]),
+        "prompt": counts(raw["gate"]).float(),
         "column_norms": NORMS,
         "values": raw["x"][:3],
         "entries": ENTRIES,
@@ -71,7 +71,7 @@ def test_contract(policy: Policy) -> None:
     for one, share in zip(found, SHARES, strict=True):
         assert one.dtype == torch.float32 and one.shape in ((1,), (ENTRIES,))
         assert not one.isnan().any()
-        assert (one >= 0).all() or policy.name in ("core_neurons", "random")
+        assert (one >= 0).all() or policy.by_prompt or policy.name == "random"
         assert torch.equal(one, policy.threshold(**signals(policy, share)))
     for milder, stronger in pairwise(found):
         assert (milder <= stronger).all() and not torch.equal(milder, stronger)
@@ -87,7 +87,7 @@ def test_as_much_is_left_out_of_fresh_samples(name: str, share: float) -> None:
     assert left_out == pytest.approx(share, abs=0.06 if name == "cats" else 0.015)
 
 
-@pytest.mark.parametrize("name", ["core_neurons", "random"])
+@pytest.mark.parametrize("name", ["griffin", "core_matching", "random"])
 @pytest.mark.parametrize("share", [0.0, *SHARES, 0.999])
 def test_fixed_sets_keep_their_share(name: str, share: float) -> None:
     found = limits(name, share)
@@ -148,12 +148,50 @@ def test_zeros_of_their_own_are_counted(name: str) -> None:
     assert float((value <= found).float().mean()) == pytest.approx(0.7, abs=0.015)
 
 
-def test_core_neurons() -> None:
-    core = torch.tensor([4, 9, 4, 0, 9, 1])
-    ranked = sorted(range(6), key=lambda at: (-int(core[at]), at))
-    for kept in range(1, 7):
-        found = limits("core_neurons", 1 - kept / 6, core=core)
-        assert {at for at in range(6) if found[at] < 0} == set(ranked[:kept])
+@pytest.mark.parametrize("name", ["griffin", "core_matching"])
+def test_what_a_prompt_used_most_stays(name: str) -> None:
+    prompt = torch.tensor([0.5, 2.0, 0.5, 0.0, 2.0, 0.75])
+    for kept, expected in ((1, {1}), (2, {1, 4}), (3, {1, 4, 5}), (4, {0, 1, 4, 5})):
+        found = limits(name, 1 - kept / 6, prompt=prompt)
+        assert {at for at in range(6) if found[at] < 0} == expected
+
+
+def hostile(rows: int) -> Tensor:
+    """Tokens of unlike sizes; one of zeros, one with NaN, one with an infinity."""
+    values = drawn(rows, ENTRIES, seed=rows) * torch.logspace(-3, 3, rows)[:, None]
+    values[0], values[1, 3], values[2, 5] = 0.0, torch.nan, torch.inf
+    return values
+
+
+def finite_rows(values: Tensor) -> list[list[float]]:
+    return [[x if abs(x) < float("inf") else 0.0 for x in row] for row in values.tolist()]
+
+
+def test_griffin_s_tokens_count_alike() -> None:
+    values, expected = hostile(6), [0.0] * ENTRIES
+    for row in finite_rows(values):
+        energy = sum(x * x for x in row)
+        for at, x in enumerate(row):
+            expected[at] += x * x / energy if energy else 0.0
+    seen = named("griffin").seen
+    assert seen is not None
+    assert seen(values).tolist() == pytest.approx(expected, rel=1e-5)
+    assert float(seen(values).sum()) == pytest.approx(5, rel=1e-5)
+    both = seen(values[:4]) + seen(values[4:])
+    assert torch.allclose(both, seen(values))
+
+
+def test_core_matching_counts_each_token_s_core() -> None:
+    values, expected = hostile(6).relu(), [0.0] * ENTRIES
+    for row in finite_rows(values):
+        active = sorted((x for x in row if x > 0), reverse=True)
+        core = active[: int(len(active) * 0.4)]
+        for at, x in enumerate(row):
+            expected[at] += x in core
+    seen = named("core_matching").seen
+    assert seen is not None and sum(expected) > 0
+    assert seen(values).tolist() == expected
+    assert seen(values.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
