@@ -15,7 +15,7 @@ OLDEST_TORCH := 2.11.0
 JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PYTHON) -m pytest
 
-.PHONY: demo install lint test test-slow zoo fuzz test-gpu test-oldest bench bench-gpu clean
+.PHONY: demo install lint test facts check test-slow zoo fuzz test-gpu test-oldest bench bench-gpu clean
 
 demo: install
 	$(PYTHON) -m benchmarks.demo
@@ -35,6 +35,14 @@ lint: install
 
 test: lint
 	$(PYTEST) -m "not slow and not gpu and not zoo" -n $(JOBS)
+
+# The benchmark's cases beside their baseline: plans, kernels and reasons, without a clock.
+facts: install
+	$(BIN)/tokenpass check --no-timing
+
+# The same with the clock: by hand, on a quiet machine.
+check: install
+	$(BIN)/tokenpass check
 
 test-slow: install
 	$(PYTEST) -m "slow and not gpu and not zoo"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tokenpass
+from tokenpass.check.check_file import read_check_file
 from tokenpass.edits import REJECTION_CODES
 from tokenpass.options import read_options
 
@@ -91,7 +92,10 @@ def test_python_blocks_run(
 def test_yaml_blocks_are_valid_files(page: Path, tmp_path: Path) -> None:
     for code in re.findall(r"^```yaml\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S):
         (tmp_path / "file.yaml").write_text(code, encoding="utf-8")
-        assert read_options({"config": tmp_path / "file.yaml"}) != read_options({})
+        if re.search("^cases:", code, re.M):
+            assert read_check_file(tmp_path / "file.yaml").cases
+        else:
+            assert read_options({"config": tmp_path / "file.yaml"}) != read_options({})
 
 
 def test_some_blocks_were_found() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,6 +44,30 @@ ISAS: dict[str, Isa] = {
     )
 }
 """Best first."""
+
+
+_ASSUMED: ContextVar[str | None] = ContextVar("assumed", default=None)
+
+
+@contextmanager
+def assumed(name: str | None) -> Iterator[None]:
+    """Sources are written for one instruction set, whatever this machine has; None: for its own.
+
+    Such sources are to be looked at, not to be run.
+    """
+    token = _ASSUMED.set(name)
+    try:
+        yield
+    finally:
+        _ASSUMED.reset(token)
+
+
+def written_for(names: Iterable[str]) -> str:
+    """The best of `names` for the assumed instruction set, or for this machine."""
+    order, wanted = tuple(ISAS), _ASSUMED.get()
+    if wanted is None:
+        return available(names)[0]
+    return next(name for name in names if order.index(name) >= order.index(wanted))
 
 
 @cache

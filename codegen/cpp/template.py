@@ -12,7 +12,7 @@ import torch
 from tokenpass.codegen.base import Argument, KernelTemplate, Parameters, Problem, Target
 from tokenpass.codegen.cache import source_of
 from tokenpass.codegen.cpp.build import load
-from tokenpass.codegen.cpp.isa import available
+from tokenpass.codegen.cpp.isa import written_for
 from tokenpass.edits import Rejection
 from tokenpass.errors import InternalError
 
@@ -43,7 +43,7 @@ class CppTemplate(KernelTemplate):
     """Whether results have the same bits for every number of threads."""
 
     def parameters(self, problem: Problem) -> Parameters:
-        return {"isa": available(self.isas)[0], **self.details(problem)}
+        return {"isa": written_for(self.isas), **self.details(problem)}
 
     @abstractmethod
     def details(self, problem: Problem) -> Parameters:

@@ -1,4 +1,4 @@
-"""The commands of `tokenpass`: explain, calibrate, device, plan check, replay, codes."""
+"""The commands of `tokenpass`: explain, calibrate, check, device, plan check, replay, codes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tokenpass.bundle import load_bundle
 from tokenpass.bundle import replay as replay_bundle
 from tokenpass.calibration import calibrate as calibrate_model
 from tokenpass.cli import tables
+from tokenpass.cli.check import check
 from tokenpass.cli.target import load_model, load_target, load_value, told
 from tokenpass.cost.device import cached_profile_path
 from tokenpass.cost.measure import measure
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 plan = typer.Typer(no_args_is_help=True, help="Work with pass-config and plan files.")
 app.add_typer(plan, name="plan")
+app.command()(check)
 
 out = Console()
 err = Console(stderr=True)
@@ -220,8 +222,8 @@ def device(
         out.print(Text(f"use it with options={{'device_profile': '{path}'}}"), soft_wrap=True)
 
 
-@plan.command()
-def check(file: Annotated[Path, typer.Argument(help="A pass-config or plan file.")]) -> None:
+@plan.command("check")
+def check_plan(file: Annotated[Path, typer.Argument(help="A pass-config or plan file.")]) -> None:
     """Check a file: every problem with its line."""
     config = read_options({"config": file})
     if config.edits is None:

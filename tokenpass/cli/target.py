@@ -53,6 +53,20 @@ def load_value(text: str) -> Any:
     Raises `UserError` that says what was expected; what the user's code raises is told with its
     place.
     """
+    value = load_attribute(text)
+    if callable(value) and not isinstance(value, torch.nn.Module):
+        try:
+            value = value()
+        except Exception as error:
+            raise UserError(f"target: {text}() raised {told(error)}") from error
+    return value
+
+
+def load_attribute(text: str) -> Any:
+    """Import the user's code and get what it names; nothing is called.
+
+    Raises `UserError` that says what was expected.
+    """
     where, colon, name = text.rpartition(":")
     if not colon or not where or not name:
         raise UserError(f"target: expected MODULE:NAME or FILE.py:NAME, got {text!r}")
@@ -62,11 +76,6 @@ def load_value(text: str) -> Any:
             names = [n for n in dir(value) if not n.startswith("_")]
             raise UserError(f"target: {where} has no {part!r}{nearest(part, names)}")
         value = getattr(value, part)
-    if callable(value) and not isinstance(value, torch.nn.Module):
-        try:
-            value = value()
-        except Exception as error:
-            raise UserError(f"target: {text}() raised {told(error)}") from error
     return value
 
 

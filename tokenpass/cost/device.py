@@ -75,7 +75,8 @@ class DeviceProfile(BaseModel):
     not known there is priced like a library call, and not used for its speed alone.
     `element_g_per_s` is 1e9 elements per second of a kind of work (see `OpCost`).
     `sources` says where each number is from; `default` speaks for those it does not name.
-    `cards` are the names by which CUDA reports the devices that it speaks for.
+    `cards` are the names by which CUDA reports the devices that it speaks for, `instruction_set`
+    is the processor's, for sources that are to be the same on every machine.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -86,6 +87,7 @@ class DeviceProfile(BaseModel):
     threads: Annotated[int, Field(gt=0)] = 1
     fingerprint: str = ""
     cards: tuple[str, ...] = ()
+    instruction_set: str | None = None
     sources: dict[str, str] = Field(default_factory=dict)
     gemm_gflop_per_s: dict[str, RateTable]
     bmm_gflop_per_s: dict[str, RateTable] = Field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""`tokenpass check`: facts and speed of a model beside a baseline, for continuous integration."""

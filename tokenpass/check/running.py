@@ -1,0 +1,317 @@
+"""A case from start to verdict: facts, outputs, quality, speed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tokenpass.backend import tokenpass as backend
+from tokenpass.check import pairs
+from tokenpass.check.baseline import (
+    Baseline,
+    CaseBaseline,
+    Fingerprint,
+    MeasuredSpeed,
+    fingerprint,
+)
+from tokenpass.check.check_file import Case, CheckFile
+from tokenpass.check.differences import differences
+from tokenpass.check.facts import Call, CaseFacts, case_facts, profile_hash
+from tokenpass.check.loading import Loader, LoadFailed
+from tokenpass.check.outcome import CaseResult, Gate, Outcome, Status
+from tokenpass.check.quality import MEASURES, main_tensor, wrong
+from tokenpass.cost.device import find_profile
+from tokenpass.errors import FallbackWarning, UserError
+
+DIGITS = 6
+Say = Callable[[str, float | None], None]
+"""Told what is being done, and the share of the time limit that is gone (None: no limit)."""
+
+
+@dataclass(frozen=True)
+class How:
+    """What is asked of all cases.
+
+    `timing`: whether the clock is used; `limit`: seconds of a case's pairs; `update`: facts and
+    numbers are taken down, and only what needs no baseline is gated.
+    """
+
+    timing: bool = True
+    limit: float = 60.0
+    update: bool = False
+    fail_on_improvement: bool = False
+
+
+def run(
+    file: CheckFile, baseline: Baseline | None, how: How, loader: Loader, say: Say
+) -> tuple[Outcome, Baseline]:
+    """All cases, and the baseline that they would make.
+
+    Ctrl-C ends it: what is there stays, and the rest is skipped.
+    """
+    profile = find_profile("cpu", file.device_profile, measured=False)
+    mark, now = profile_hash(profile), fingerprint()
+    same = baseline is not None and baseline.device_profile_hash == mark
+    made: dict[str, CaseBaseline] = {} if baseline is None else dict(baseline.cases)
+    results: list[CaseResult] = []
+    interrupted = False
+    for case in file.cases:
+        if interrupted:
+            results.append(CaseResult(case.name, case.line, (Gate("all", "skipped", STOPPED),)))
+            continue
+        old = None if baseline is None else baseline.cases.get(case.name)
+        one = Running(case, None if how.update else old, same, how, now, loader, say)
+        started = time.monotonic()
+        try:
+            result = one.run()
+        except KeyboardInterrupt:
+            interrupted = True
+            result = one.so_far(Gate("all", "skipped", "interrupted in the middle"))
+        results.append(replace(result, seconds=round(time.monotonic() - started, 2)))
+        if result.facts is not None and not interrupted:
+            made[case.name] = CaseBaseline(
+                model=case.spec.model,
+                options=case.spec.options,
+                facts=result.facts,
+                quality=result.quality,
+                speed=result.speed or (old.speed if old is not None else None),
+                fingerprint=now,
+            )
+    outcome = Outcome(str(file.path), tuple(results), now, notes(baseline, file), interrupted)
+    new = Baseline(device_profile=profile.name, device_profile_hash=mark, cases=made)
+    return outcome, new
+
+
+STOPPED = "not started: interrupted before"
+
+
+def notes(baseline: Baseline | None, file: CheckFile) -> tuple[str, ...]:
+    """What is told beside the cases."""
+    if baseline is None:
+        return ()
+    gone = sorted(set(baseline.cases) - {case.name for case in file.cases})
+    if not gone:
+        return ()
+    return (f"the baseline has cases that are not run: {', '.join(gone)}",)
+
+
+class Running:
+    """One case on its way."""
+
+    def __init__(
+        self,
+        case: Case,
+        old: CaseBaseline | None,
+        same_profile: bool,
+        how: How,
+        now: Fingerprint,
+        loader: Loader,
+        say: Say,
+    ) -> None:
+        self.case, self.old, self.same_profile = case, old, same_profile
+        self.how, self.now, self.loader, self.say = how, now, loader, say
+        self.gates: list[Gate] = []
+        self.facts: CaseFacts | None = None
+        self.quality: dict[str, float] = {}
+        self.speed: MeasuredSpeed | None = None
+
+    def so_far(self, *more: Gate) -> CaseResult:
+        """What is known by now."""
+        gates = (*self.gates, *more)
+        return CaseResult(
+            self.case.name, self.case.line, gates, self.facts, self.quality, self.speed
+        )
+
+    def run(self) -> CaseResult:
+        """All gates; what the model raises ends the case as broken."""
+        self.say(f"{self.case.name}: loading the model", None)
+        try:
+            with told_apart():
+                target = self.loader.target(self.case.spec.model)
+                more = self.loader.calls(self.case.spec.shapes)
+                metric = self.loader.function(self.case.spec.gates.metric)
+            first = (target.args, target.kwargs)
+            self.say(f"{self.case.name}: planning", None)
+            with told_apart():
+                self.facts = case_facts(target.model, first, more, self.case.config)
+            self.gates.append(self.facts_gate(self.facts))
+            if self.how.timing or self.case.spec.gates.of_outputs:
+                self.say(f"{self.case.name}: comparing outputs", None)
+                with told_apart(), torch.no_grad():
+                    self.judge(target.model, first, metric)
+        except LoadFailed as error:
+            return self.so_far(Gate("model", "broken", str(error)))
+        except UserError as error:
+            return self.so_far(Gate("plan", "broken", str(error)))
+        except Exception as error:
+            self.gates.append(Gate("model", "broken", self.loader.told(error)))
+        return self.so_far()
+
+    # facts -------------------------------------------------------------------------------------
+
+    def facts_gate(self, facts: CaseFacts) -> Gate:
+        """Facts beside the baseline's."""
+        count = f"{len(facts.graphs)} graph{'' if len(facts.graphs) == 1 else 's'}"
+        if self.how.update:
+            return Gate("facts", "passed", f"{count}, taken down")
+        if self.old is None:
+            return Gate("facts", "failed", f"{count}; not in the baseline: --update-baseline")
+        found = differences(self.old, facts, self.case.spec.options, self.now, self.same_profile)
+        bad = [one for one in found if not one.better or self.how.fail_on_improvement]
+        if not found:
+            return Gate("facts", "passed", f"{count}, as in the baseline")
+        told = f"{len(found)} differ: {found[0].why}"
+        return Gate("facts", "failed" if bad else "passed", told, found)
+
+    # outputs and quality -----------------------------------------------------------------------
+
+    def judge(self, model: Any, first: Call, metric: Callable[..., Any] | None) -> None:
+        """Outputs, their distances, the metric, and then the clock."""
+        args, kwargs = first
+        torch._dynamo.reset()
+        options = dict(self.case.spec.options)
+        if not self.how.timing:  # the same plan on every machine
+            options |= {"lowering": "eager", "device_profile": self.case.config.device_profile}
+        ours = torch.compile(model, backend=backend, options=options)
+        plain = torch.compile(model) if self.how.timing else model
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always", FallbackWarning)
+            dense = main_tensor(plain(*args, **kwargs))
+            found = main_tensor(ours(*args, **kwargs))
+        bad = wrong(found, dense)
+        if bad is not None:
+            self.gates.append(Gate("outputs", "wrong", bad))
+            return
+        fell = [str(one.message) for one in heard if issubclass(one.category, FallbackWarning)]
+        if fell:
+            self.gates.append(Gate("fallback", "failed", fell[0]))
+        if dense is not None and found is not None:
+            self.quality = {name: round(of(found, dense), DIGITS) for name, of in MEASURES.items()}
+        self.gates += self.bounds()
+        if metric is not None:
+            self.gates.append(self.metric_gate(metric, ours))
+        if self.how.timing:
+            self.gates.append(
+                self.speed_gate(lambda: plain(*args, **kwargs), lambda: ours(*args, **kwargs))
+            )
+
+    def bounds(self) -> Iterator[Gate]:
+        """Distances beside their bounds."""
+        gates = self.case.spec.gates
+        for name, bound, above in (
+            ("error", gates.max_error, False),
+            ("cosine", gates.min_cosine, True),
+            ("kl", gates.max_kl, False),
+        ):
+            if bound is None:
+                continue
+            if name not in self.quality:
+                yield Gate(name, "broken", "the model returns no floating tensor")
+                continue
+            value = self.quality[name]
+            kept = value >= bound if above else value <= bound
+            status: Status = "passed" if kept else "wrong"
+            yield Gate(name, status, f"{value:.4g}, at {'least' if above else 'most'} {bound:g}")
+
+    def metric_gate(self, metric: Callable[..., Any], ours: Callable[..., Any]) -> Gate:
+        """The user's own number."""
+        floor = self.case.spec.gates.min_metric
+        try:
+            value = float(metric(ours))
+        except Exception as error:
+            return Gate("metric", "broken", self.loader.told(error))
+        if value != value:
+            return Gate("metric", "wrong", "it is not a number")
+        self.quality["metric"] = round(value, DIGITS)
+        if floor is None:
+            return Gate("metric", "passed", f"{value:.4g}")
+        status: Status = "passed" if value >= floor else "wrong"
+        return Gate("metric", status, f"{value:.4g}, at least {floor:g}")
+
+    # speed -------------------------------------------------------------------------------------
+
+    def floor(self) -> tuple[float | None, str]:
+        """The ratio that must be reached, and where it is from."""
+        gates, old = self.case.spec.gates, self.old
+        floor, told = gates.min_speedup, "min_speedup"
+        if old is None or old.speed is None:
+            return floor, told
+        if old.fingerprint != self.now:
+            return floor, f"{told} (the baseline's ratio is of another machine or version)"
+        kept = old.speed.speedup * (1 - gates.tolerance)
+        if floor is None or kept > floor:
+            return kept, f"the baseline's {old.speed.speedup:.3f} less {gates.tolerance:.0%}"
+        return floor, told
+
+    def speed_gate(self, dense: pairs.Work, ours: pairs.Work) -> Gate:
+        """The ratio beside its floor, or the reason why this machine cannot tell."""
+        floor, told = self.floor()
+
+        def progress(count: int, elapsed: float) -> None:
+            share = min(elapsed / self.how.limit, 1.0)
+            self.say(f"{self.case.name}: {count} pairs", share)
+
+        pairs.warm_up([dense, ours])
+        noise = pairs.measure(
+            dense,
+            dense,
+            lambda _: True,
+            limit=self.how.limit / 3,
+            progress=progress,
+            looks=pairs.LOOKS[:1],
+        ).interval
+
+        def done(interval: pairs.Interval) -> bool:
+            if floor is None or self.how.update:
+                return interval.width <= NARROW
+            return interval.decided(floor) != "inconclusive"
+
+        found = pairs.measure(dense, ours, done, limit=self.how.limit, seed=1, progress=progress)
+        now = found.interval
+        if not now.low or not noise.low:
+            return Gate("speed", "inconclusive", f"{now.pairs} pairs are too few to tell")
+        self.speed = MeasuredSpeed(
+            speedup=round(now.ratio, 4),
+            low=round(now.low, 4),
+            high=round(now.high, 4),
+            pairs=now.pairs,
+            noise_low=round(noise.low, 4),
+            noise_high=round(noise.high, 4),
+            dense_ms=round(found.first_ms, 4),
+            ours_ms=round(found.second_ms, 4),
+        )
+        ratio = f"{now.ratio:.3f} [{now.low:.3f}, {now.high:.3f}] of {now.pairs} pairs"
+        if floor is None:
+            return Gate("speed", "passed", f"{ratio}; no floor is asked")
+        asked = f"{ratio}, at least {floor:.3f} ({told})"
+        if not noise.low <= 1 <= noise.high:
+            beside = f"dense beside itself is {noise.ratio:.3f} [{noise.low:.3f}, {noise.high:.3f}]"
+            return Gate("speed", "inconclusive", f"{asked}; {beside}: this machine cannot tell")
+        verdict = now.decided(floor)
+        if verdict == "passed" and self.how.fail_on_improvement and self.improved(now):
+            return Gate("speed", "failed", f"{asked}; faster than the baseline: update it")
+        return Gate("speed", verdict, asked)
+
+    def improved(self, now: pairs.Interval) -> bool:
+        """Whether the ratio is beyond what the baseline's tolerance explains."""
+        if self.old is None or self.old.speed is None or self.old.fingerprint != self.now:
+            return False
+        return now.low > self.old.speed.speedup * (1 + self.case.spec.gates.tolerance)
+
+
+NARROW = 0.02
+"""Where no floor decides, pairs are timed until the interval is this share of the ratio."""
+
+
+@contextlib.contextmanager
+def told_apart() -> Iterator[None]:
+    """What the user's code prints goes to standard error: standard output is the check's."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

@@ -1,0 +1,196 @@
+"""`tokenpass check`: a check file, its baseline, and what is told of both."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tokenpass.check import baseline as baselines
+from tokenpass.check import check_file, written
+from tokenpass.check.loading import Loader, LoadFailed
+from tokenpass.check.outcome import EXIT, CaseResult, Outcome, Status
+from tokenpass.check.running import How, run
+from tokenpass.cli import tables
+from tokenpass.cli.target import load_attribute, load_target, load_value, told
+from tokenpass.errors import ConfigError, UserError
+from tokenpass.yaml_file import write_yaml
+
+STYLE: dict[Status, str] = {
+    "passed": "green",
+    "failed": "bold red",
+    "wrong": "bold red",
+    "broken": "bold red",
+    "inconclusive": "yellow",
+    "skipped": "dim",
+}
+FIRST = """\
+# Facts and speed of a model, beside a baseline: `tokenpass check`.
+# Write the baseline once with `tokenpass check --update-baseline`, and commit both files.
+"""
+
+out = Console()
+err = Console(stderr=True)
+
+
+def check(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="[FILE | init]",
+            help="A check file. **What it names is imported and run.** `init` writes a first one.",
+        ),
+    ] = check_file.NAME,
+    target: Annotated[
+        str | None, typer.Argument(metavar="[MODULE:NAME]", help="Of `init`: the model.")
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help=f"Instead of {baselines.NAME} beside the check file."),
+    ] = None,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="Write what is so now as the baseline.")
+    ] = False,
+    fail_on_improvement: Annotated[
+        bool, typer.Option("--fail-on-improvement", help="A baseline that is too low fails too.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="CASE", help="This case alone; may be repeated.")
+    ] = None,
+    timing: Annotated[
+        bool, typer.Option("--timing/--no-timing", help="Without: facts and outputs alone.")
+    ] = True,
+    time_limit: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Of the pairs of one case.")
+    ] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write JUnit XML here.")
+    ] = None,
+) -> None:
+    """Compare models with a baseline: plans and kernels exactly, outputs, and speed.
+
+    Exit codes: 0 passed, 1 slower or a gate failed, 2 usage, 3 inconclusive, 4 outputs wrong,
+    5 a model could not run.
+    """
+    if file == "init":
+        return init(target)
+    if target is not None:
+        raise UserError(f"check: unexpected {target!r}: only `init` takes a model")
+    asked = check_file.read_check_file(file).only(tuple(only or ()))
+    path = baseline or Path(file).parent / baselines.NAME
+    known = baselines.read_baseline(path)
+    if known is None and not update_baseline:
+        raise UserError(f"baseline: file not found: {path}; write it with --update-baseline")
+    how = How(timing, time_limit, update_baseline, fail_on_improvement)
+    with err.status("checking") as status:
+
+        def say(what: str, share: float | None) -> None:
+            status.update(what if share is None else f"{what}, {share:.0%} of the time limit")
+
+        outcome, made = run(asked, known, how, LOADER, say)
+    if as_json:
+        out.file.write(written.as_json(outcome))
+    else:
+        out.print(shown(outcome))
+    if junit is not None:
+        save(junit, written.as_junit(outcome))
+    on_github(outcome, printed=not as_json)
+    if update_baseline and not outcome.interrupted:
+        baselines.write_baseline(made, path)
+        tables.saved(err if as_json else out, "baseline written", path)
+    if outcome.exit_code:
+        raise typer.Exit(outcome.exit_code)
+
+
+def init(target: str | None) -> None:
+    """Write a first check file."""
+    if target is None:
+        raise UserError("check init: expected MODULE:NAME, which gives (model, args)")
+    path = Path(check_file.NAME)
+    if path.exists():
+        raise UserError(f"check init: {path} is there already")
+    load_target(target)  # what cannot be run is no first file
+    name = target.rpartition(":")[2]
+    case = {"model": target, "options": {"budget": 0.5}, "gates": {"tolerance": "5%"}}
+    data = {"version": 1, "device_profile": "generic-cpu", "cases": {name: case}}
+    save(path, FIRST + write_yaml(data))
+    tables.saved(out, "check file written", path)
+
+
+def as_loaded(load: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A loader of the command line, whose errors are the check's."""
+
+    def run_it(text: str) -> Any:
+        try:
+            return load(text)
+        except UserError as error:
+            raise LoadFailed(str(error)) from error
+
+    return run_it
+
+
+LOADER = Loader(as_loaded(load_target), as_loaded(load_value), as_loaded(load_attribute), told)
+
+
+def save(path: Path, text: str) -> None:
+    """Write a file; raises `ConfigError` where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error}") from error
+
+
+def on_github(outcome: Outcome, printed: bool) -> None:
+    """Annotations and the step summary, where a workflow of GitHub runs."""
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        return
+    (out if printed else err).file.write(written.workflow_commands(outcome))
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(written.summary(outcome))
+
+
+def shown(outcome: Outcome) -> RenderableType:
+    """A table of all gates, what differs below each, and the verdict."""
+    parts: list[RenderableType] = [case_table(case) for case in outcome.cases]
+    parts += [Text(note, style="dim") for note in outcome.notes]
+    if outcome.interrupted:
+        parts.append(Text("interrupted: these results are not all", style="bold yellow"))
+    counts = dict.fromkeys(EXIT, 0)
+    for case in outcome.cases:
+        counts[case.status] += 1
+    verdict = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    style = "bold green" if outcome.exit_code == 0 else "bold red"
+    parts.append(Text(f"{verdict} (exit code {outcome.exit_code})", style=style))
+    return Group(*parts)
+
+
+def case_table(case: CaseResult) -> Table:
+    """One case's gates; a difference stands on a line of its own."""
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        title=Text(written.clean(case.name), "bold"),
+        title_justify="left",
+    )
+    table.add_column("gate", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for gate in case.gates:
+        lines = [Text(written.clean(gate.told))]
+        lines += [
+            Text(written.clean(f"  {one}"), style="dim" if one.better else "")
+            for one in gate.differences
+        ]
+        table.add_row(gate.name, Text(gate.status, STYLE[gate.status]), Text("\n").join(lines))
+    return table
