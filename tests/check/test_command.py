@@ -161,6 +161,20 @@ def test_a_first_file() -> None:
         run("init", f"{MODELS}:encoder")
 
 
+def test_a_time_limit_that_is_too_short() -> None:
+    write(gates="{min_speedup: 1.0}")
+    found = run("--update-baseline", "--time-limit", "0.001", code=3).output
+    assert "inconclusive" in found and "--time-limit" in found
+
+
+def test_a_call_ends_when_the_device_has_done_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("waited"))
+    running.finished(lambda: done.append("called"))()
+    assert done == ["called", "waited"]
+
+
 def test_speed_is_measured_beside_its_floor() -> None:
     write(gates="{min_speedup: 0.001}")
     found = run("--update-baseline", "--time-limit", "20", code=None)

@@ -198,9 +198,8 @@ class Running:
         if metric is not None:
             self.gates.append(self.metric_gate(metric, ours))
         if self.how.timing:
-            self.gates.append(
-                self.speed_gate(lambda: plain(*args, **kwargs), lambda: ours(*args, **kwargs))
-            )
+            works = (finished(lambda one=one: one(*args, **kwargs)) for one in (plain, ours))
+            self.gates.append(self.speed_gate(*works))
 
     def bounds(self) -> Iterator[Gate]:
         """Distances beside their bounds."""
@@ -276,7 +275,11 @@ class Running:
         found = pairs.measure(dense, ours, done, limit=self.how.limit, seed=1, progress=progress)
         now = found.interval
         if not now.low or not noise.low:
-            return Gate("speed", "inconclusive", f"{now.pairs} pairs are too few to tell")
+            return Gate(
+                "speed",
+                "inconclusive",
+                f"{min(now.pairs, noise.pairs)} pairs are too few: --time-limit",
+            )
         self.speed = MeasuredSpeed(
             speedup=round(now.ratio, 4),
             low=round(now.low, 4),
@@ -308,6 +311,18 @@ class Running:
 
 NARROW = 0.02
 """Where no floor decides, pairs are timed until the interval is this share of the ratio."""
+
+
+def finished(work: pairs.Work) -> pairs.Work:
+    """A call that ends when the device has done it, and not when it was told to."""
+    if not torch.cuda.is_available():
+        return work
+
+    def call() -> None:
+        work()
+        torch.cuda.synchronize()
+
+    return call
 
 
 @contextlib.contextmanager
