@@ -33,10 +33,28 @@ def repository() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+FORGETS = {
+    "torch._dynamo": lambda module: module.reset(),
+    "tokenpass.report": lambda module: module.LOG.clear(),
+    "tokenpass.codegen.packed": lambda module: module.PACKED.clear(),
+    "tokenpass.lower.carried": lambda module: module.CACHES.known.clear(),
+}
+"""What lives between calls, by its module."""
+
+
+def forget(name: str) -> None:
+    """Empty what a module keeps, if it is loaded."""
+    if name in sys.modules:
+        FORGETS[name](sys.modules[name])
+
+
 @pytest.fixture(autouse=True)
-def _fresh_dynamo() -> Iterator[None]:
-    """Compiled graphs and guards of one test never reach the next."""
+def _forgotten() -> Iterator[None]:
+    """Compiled graphs, reports, packed weights and caches of one test never reach the next.
+
+    Reports of wider fixtures do not reach it either.
+    """
+    forget("tokenpass.report")
     yield
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is not None:
-        dynamo.reset()
+    for name in FORGETS:
+        forget(name)

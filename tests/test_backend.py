@@ -24,16 +24,11 @@ from tokenpass.errors import (
     OptionError,
     PlanMismatchError,
 )
-from tokenpass.report import LOG, last_reports
+from tokenpass.report import last_reports
 from tokenpass.rewrite.replay import Replay
 
 ROOT = Path(__file__).parents[1]
 EAGER = {"lowering": "eager", "objective": "flops"}
-
-
-@pytest.fixture(autouse=True)
-def _no_reports() -> None:
-    LOG.clear()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -13,8 +12,7 @@ from torch._dynamo.utils import counters
 
 from tests.models.harness import relative
 from tests.passes.test_natural_zeros import FAMILIES
-from tokenpass.codegen.packed import PACKED
-from tokenpass.report import LOG, GraphReport, last_reports
+from tokenpass.report import GraphReport, last_reports
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,15 +24,6 @@ pytestmark = [
 
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 """Of two calls with the same numbers."""
-
-
-@pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
-    LOG.clear()
-    PACKED.clear()
-    yield
-    torch._dynamo.reset()
-    PACKED.clear()
 
 
 def vit() -> tuple[nn.Module, dict[str, Any]]:

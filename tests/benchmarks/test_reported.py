@@ -1,19 +1,10 @@
 """The reader of tokenpass's own reports."""
 
-import pytest
-
 from benchmarks.reported import Listener, Reported, listen, summarise
 from tokenpass.edits import Edit, Plan
 from tokenpass.report import LOG, GraphReport, LayerRow
 
 EDIT = Edit("token_merge", "layers.0/stream/0", "tome", "128")
-
-
-@pytest.fixture(autouse=True)
-def _empty_log():
-    LOG.clear()
-    yield
-    LOG.clear()
 
 
 def test_reports_of_several_graphs_add_up():

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tests.models.zoo.common import ready
 from tests.models.zoo.hand_written import Block
 from tokenpass.errors import ConfigError, OptionError, PlanMismatchError, UserError
-from tokenpass.report import LOG, last_reports
+from tokenpass.report import last_reports
 
 OPTIONS = {"lowering": "eager", "objective": "flops", "budget": 0.8, "on_failure": "raise"}
 
@@ -34,8 +34,7 @@ class Tiny(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def _no_reports() -> None:
-    LOG.clear()
+def _seeded() -> None:
     torch.manual_seed(0)
 
 

@@ -33,7 +33,7 @@ from tokenpass.passes.token_reduction.token_merge import TokenMerge
 from tokenpass.passes.token_reduction.token_prune import TokenPrune
 from tokenpass.pipeline import checked, planned, planning, reporting
 from tokenpass.plan.pricing import Prices
-from tokenpass.report import LOG, last_reports
+from tokenpass.report import last_reports
 from tokenpass.rewrite import rewriter
 from tokenpass.rewrite.replay import Replay
 from tokenpass.rewrite.restoring import Restoring
@@ -141,11 +141,6 @@ def one_in(every: int) -> list[Any]:
     """All stages; but for one of so many they are left for where there is time."""
     slow = pytest.mark.slow
     return [pytest.param(s, marks=slow if at % every else ()) for at, s in enumerate(STAGES)]
-
-
-@pytest.fixture(autouse=True)
-def _no_reports() -> None:
-    LOG.clear()
 
 
 @pytest.fixture(scope="module")

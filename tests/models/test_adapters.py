@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ from tests.models.examine import exact_error, planned
 from tests.models.harness import capture_calls, made, relative
 from tests.models.zoo import FAMILIES
 from tests.models.zoo.hand_written import Pooled
-from tokenpass.report import LOG, last_reports
+from tokenpass.report import last_reports
 
 OPTIONS = {"lowering": "eager", "objective": "flops", "on_failure": "raise"}
 TARGETS = {
@@ -29,13 +29,6 @@ TARGETS = {
     "llama": ["q_proj", "v_proj", "down_proj"],
     "vit": "all-linear",
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_reports() -> Iterator[None]:
-    LOG.clear()
-    yield
-    LOG.clear()
 
 
 def unmerged(model: PeftModel) -> nn.Module:

@@ -20,13 +20,6 @@ EAGER = {"lowering": "eager", "objective": "flops", "on_failure": "raise"}
 SOME = ("vit", "bert_padded", "bert_classifier", "llama", "gpt2", "clip_text", "t5", "pooled")
 
 
-@pytest.fixture(autouse=True)
-def _no_reports() -> None:
-    from tokenpass.report import LOG
-
-    LOG.clear()
-
-
 def compiled(model: nn.Module, **options: Any) -> Any:
     return torch.compile(model, backend="tokenpass", options={**EAGER, **options})
 

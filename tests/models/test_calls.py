@@ -22,14 +22,13 @@ from tests.models.zoo.attention_spellings import Block as Spelt
 from tests.models.zoo.attention_spellings import Encoder, fused
 from tests.models.zoo.common import TEXT, ready, right_padded, words
 from tests.models.zoo.hand_written import Pooled
-from tokenpass.report import LOG, last_reports
+from tokenpass.report import last_reports
 
 OPTIONS = {"budget": 0.6, "lowering": "eager", "objective": "flops", "on_failure": "raise"}
 
 
 @pytest.fixture(autouse=True)
-def _no_reports() -> None:
-    LOG.clear()
+def _nothing_counted() -> None:
     counters.clear()
 
 

@@ -21,15 +21,14 @@ from tests.models.zoo.attention_spellings import Encoder, fused
 from tests.models.zoo.common import HEADS, WIDTH, ready
 from tests.models.zoo.hand_written import Block, Pooled
 from tokenpass.graph.view import View
-from tokenpass.report import LOG, last_reports
+from tokenpass.report import last_reports
 
 OPTIONS = {"lowering": "eager", "objective": "flops", "on_failure": "raise"}
 LENGTHS = 50
 
 
 @pytest.fixture(autouse=True)
-def _no_reports() -> None:
-    LOG.clear()
+def _nothing_counted() -> None:
     counters.clear()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,19 +17,12 @@ from tests.models.test_vision_language import llava
 from tokenpass.edits import Edit, Plan
 from tokenpass.errors import OptionError, PlanMismatchError
 from tokenpass.pipeline.facts import reference_of
-from tokenpass.report import LOG, last_reports
+from tokenpass.report import last_reports
 
 OPTIONS = {"lowering": "eager", "objective": "flops", "on_failure": "raise"}
 MERGE = [{"token_merge": {}}]
 ROW = [{"token_prune": {"policy": "attention_row"}}]
 KEYS = [{"token_prune": {"policy": "key_norm"}}]
-
-
-@pytest.fixture(autouse=True)
-def _no_reports() -> Iterator[None]:
-    LOG.clear()
-    yield
-    torch._dynamo.reset()
 
 
 def lossy(plan: Plan) -> list[Edit]:

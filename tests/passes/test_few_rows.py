@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.harness import Graph, capture_calls, relative
-from tokenpass.codegen.packed import PACKED
 from tokenpass.cost.device import DeviceProfile, shipped_profile
 from tokenpass.cost.rates import RateTable
 from tokenpass.errors import FallbackWarning
 from tokenpass.options import read_options
 from tokenpass.pipeline import Planned, make_plan
 from tokenpass.plan.plan_file import plan_to_yaml
-from tokenpass.report import LOG, last_reports
+from tokenpass.report import last_reports
 
 WIDTH, OUTPUTS = 48, 130
-
-
-@pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
-    LOG.clear()
-    yield
-    torch._dynamo.reset()
-    PACKED.clear()
 
 
 class Block(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.models.harness import Graph, capture_calls, relative
-from tokenpass.codegen.packed import PACKED
 from tokenpass.edits import Edit
 from tokenpass.errors import FallbackWarning, PlanMismatchError
 from tokenpass.graph.zeros import zero_regions
@@ -21,7 +20,7 @@ from tokenpass.passes.activation_sparsity.natural_zeros import NaturalZeros
 from tokenpass.passes.base import RegionContext
 from tokenpass.pipeline import Planned, make_plan
 from tokenpass.pipeline.regions import static_inputs
-from tokenpass.report import LOG, last_reports
+from tokenpass.report import last_reports
 
 SMALL = {
     "hidden_size": 64,
@@ -30,14 +29,6 @@ SMALL = {
     "vocab_size": 128,
     "max_position_embeddings": 64,
 }
-
-
-@pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
-    LOG.clear()
-    yield
-    torch._dynamo.reset()
-    PACKED.clear()
 
 
 def opt() -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from tests.models.harness import Graph, capture_calls, relative
 from tests.models.routed import EXPERTS, SIZE, WIDTH, BlockFfn, Gated, NullExperts, Stacked
-from tokenpass.codegen.packed import PACKED
 from tokenpass.edits import Edit
 from tokenpass.errors import FallbackWarning
 from tokenpass.options import read_options
@@ -20,7 +19,7 @@ from tokenpass.passes.activation_sparsity.routed_experts import RoutedExperts
 from tokenpass.passes.base import RegionContext
 from tokenpass.pipeline import Planned, make_plan
 from tokenpass.pipeline.regions import static_inputs
-from tokenpass.report import LOG, last_reports
+from tokenpass.report import last_reports
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "block ffn": (lambda: BlockFfn("viewed"), "natural_zeros", "8*128"),
@@ -30,14 +29,6 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "stacked": (lambda: Stacked("fused"), "routed_experts", "2*128"),
     "stacked, plain": (lambda: Stacked("plain"), "routed_experts", "2*128"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
-    LOG.clear()
-    yield
-    torch._dynamo.reset()
-    PACKED.clear()
 
 
 def ready(name: str) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 import tokenpass
 from tests.models.harness import relative
-from tokenpass.codegen.packed import PACKED
 from tokenpass.lower.carried import CACHES
 from tokenpass.passes.activation_sparsity.policies.core_matching import core_counts
 from tokenpass.passes.activation_sparsity.policies.griffin import relative_energy
-from tokenpass.report import LOG, last_reports
+from tokenpass.report import last_reports
 
 transformers = pytest.importorskip("transformers", reason="the models are real classes")
 
@@ -56,15 +55,6 @@ def gemma() -> nn.Module:
 
 MODELS = {make.__name__: make for make in (llama, phi3, opt, gemma)}
 LAST = {"llama": "down_proj", "phi3": "down_proj", "opt": "fc2", "gemma": "down_proj"}
-
-
-@pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
-    LOG.clear()
-    yield
-    torch._dynamo.reset()
-    PACKED.clear()
-    CACHES.known.clear()
 
 
 def ready(name: str) -> nn.Module:
@@ -136,7 +126,9 @@ class Expected:
         return self.hooked(mask, ids)
 
 
-def agree(mine: Generation, expected: Expected, prompts: Sequence[Tensor], steps: int = 3) -> None:
+def assert_agree(
+    mine: Generation, expected: Expected, prompts: Sequence[Tensor], steps: int = 3
+) -> None:
     """Both say the same to prompts and steps; sets matter."""
     for ids in prompts:
         assert relative(mine.say(ids), expected.prompt(ids)) < 1e-5
@@ -157,7 +149,7 @@ def test_each_prompt_has_its_neurons(name: str, policy: str) -> None:
     run = compiled(model, policy=policy, share=0.4)
     for seed in (1, 2):
         mine = Generation(run)
-        agree(mine, Expected(model, LAST[name], policy, 0.4), [tokens(20, seed)])
+        assert_agree(mine, Expected(model, LAST[name], policy, 0.4), [tokens(20, seed)])
     assert lossy_edits() == 2
 
 
@@ -174,7 +166,7 @@ def test_two_generations_step_by_step() -> None:
     run = compiled(model)
     pairs = [(Generation(run), Expected(model, "down_proj", "griffin", 0.5)) for _ in range(2)]
     for seed, (mine, expected) in enumerate(pairs):
-        agree(mine, expected, [tokens(20, seed + 1)], steps=0)
+        assert_agree(mine, expected, [tokens(20, seed + 1)], steps=0)
     for step in range(4):
         for mine, expected in pairs:
             ids = tokens(1, seed=step)
@@ -184,21 +176,21 @@ def test_two_generations_step_by_step() -> None:
 def test_a_prompt_in_pieces_and_a_second_turn() -> None:
     model = ready("llama")
     mine, expected = Generation(compiled(model)), Expected(model, "down_proj", "griffin", 0.5)
-    agree(mine, expected, [tokens(20, 1), tokens(12, 2)])
-    agree(mine, expected, [tokens(9, 3)])
+    assert_agree(mine, expected, [tokens(20, 1), tokens(12, 2)])
+    assert_agree(mine, expected, [tokens(9, 3)])
 
 
 def test_a_batch_shares_its_set() -> None:
     model = ready("llama")
     mine, expected = Generation(compiled(model)), Expected(model, "down_proj", "griffin", 0.5)
-    agree(mine, expected, [tokens(20, 1, batch=2)])
+    assert_agree(mine, expected, [tokens(20, 1, batch=2)])
     assert lossy_edits() == 2
 
 
 def test_a_cropped_cache_keeps_its_set() -> None:
     model = ready("llama")
     mine, expected = Generation(compiled(model)), Expected(model, "down_proj", "griffin", 0.5)
-    agree(mine, expected, [tokens(20, 1)])
+    assert_agree(mine, expected, [tokens(20, 1)])
     for one in (mine, expected.plain):
         one.cache.crop(-2)
     ids = tokens(1, 8)
@@ -226,9 +218,9 @@ def test_a_static_cache() -> None:
 
     for seed in (1, 2):
         mine = Generation(run, cache())
-        agree(mine, Expected(model, "down_proj", "griffin", 0.5), [tokens(20, seed)])
+        assert_agree(mine, Expected(model, "down_proj", "griffin", 0.5), [tokens(20, seed)])
     mine.cache.reset()
-    agree(mine, Expected(model, "down_proj", "griffin", 0.5), [tokens(20, 5)])
+    assert_agree(mine, Expected(model, "down_proj", "griffin", 0.5), [tokens(20, 5)])
 
 
 def test_through_generate() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,12 @@ import tokenpass
 from tests.models.harness import Graph, capture_calls, relative
 from tokenpass.bundle.folder import Bundle, load_bundle, save_bundle
 from tokenpass.bundle.replaying import replay
-from tokenpass.codegen.packed import PACKED
 from tokenpass.edits import Edit, Rejection
 from tokenpass.errors import CalibrationMismatchError, FallbackWarning, PlanMismatchError
 from tokenpass.options import read_options
 from tokenpass.pipeline import Planned, make_plan
 from tokenpass.pipeline.choices import gathered
-from tokenpass.report import LOG, last_reports, text
+from tokenpass.report import last_reports, text
 from tokenpass.statistics import Calibration
 
 LAYERS, WIDTH = 3, 64
@@ -55,14 +53,6 @@ class Model(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
-
-
-@pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
-    LOG.clear()
-    yield
-    torch._dynamo.reset()
-    PACKED.clear()
 
 
 def ready(seed: int = 5) -> nn.Module:
