@@ -28,8 +28,9 @@ from tokenpass.lower.inductor import inductor_patches, lower_inductor
 from tokenpass.lower.kernels import installed_kernels
 from tokenpass.options import read_options
 from tokenpass.passed_on import passed_on
+from tokenpass.passes.base import Observation
 from tokenpass.pipeline import Planned, make_plan, report_of
-from tokenpass.pipeline.carried import carrying, told
+from tokenpass.pipeline.carried import carrying, kept_of, told
 from tokenpass.pipeline.checked import checked
 from tokenpass.pipeline.fuel import first_edits, fuel_left
 from tokenpass.report import LOG, GraphReport, details, text
@@ -83,7 +84,7 @@ def lower_made(
     """
     if made.planned is None or made.captured is None:
         return lower(module, example_inputs, config)
-    graph, edited_module = carrying(made.planned, made.captured, config), made.planned.module
+    graph, edited_module = carrying(made.planned, made.captured, made.kept), made.planned.module
     parts = all_parts(example_inputs)
     if graph is not None:
         installed_kernels()
@@ -99,11 +100,15 @@ def lower_made(
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """A graph's report, and its plan where analysis came so far."""
+    """A graph's report, and its plan where analysis came so far.
+
+    `kept`: what the graph leaves for later calls on its cache.
+    """
 
     report: GraphReport
     planned: Planned | None = None
     captured: Captured | None = None
+    kept: tuple[Observation, ...] = ()
 
 
 def plan_graph(module: GraphModule, example_inputs: Sequence[Any], config: Config) -> Made:
@@ -124,9 +129,10 @@ def plan_graph(module: GraphModule, example_inputs: Sequence[Any], config: Confi
     planned = make_plan(view, captured, config)
     if fuel is not None:
         planned = first_edits(planned, captured, config, fuel)
-    planned = told(planned, captured, config)
+    kept = kept_of(planned, captured, config)
+    planned = told(planned, kept)
     report = report_of(planned, time.perf_counter() - start)
-    return Made(replace(report, goal=goal(config)), planned, captured)
+    return Made(replace(report, goal=goal(config)), planned, captured, kept)
 
 
 def goal(config: Config) -> str:

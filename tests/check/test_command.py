@@ -115,6 +115,15 @@ def test_quality(gates: str, code: int, told: str) -> None:
     assert told in run("--no-timing", "--update-baseline", code=code).output
 
 
+def test_what_is_wrong_is_not_taken_down() -> None:
+    write()
+    run("--no-timing", "--update-baseline")
+    before = Path("tokenpass.baseline.json").read_text()
+    write("deeper", gates="{max_error: 0.000001}")
+    run("--no-timing", "--update-baseline", code=4)
+    assert Path("tokenpass.baseline.json").read_text() == before
+
+
 def test_fewer_graph_breaks_fail_on_demand() -> None:
     write()
     run("--no-timing", "--update-baseline")

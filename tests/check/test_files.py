@@ -103,7 +103,7 @@ def baseline() -> Baseline:
     facts = CaseFacts(graphs=[graph], graph_breaks=0, compilations=1, recompilations=0)
     speed = MeasuredSpeed(
         speedup=1.5, low=1.4, high=1.6, pairs=48, noise_low=0.99, noise_high=1.01,
-        dense_ms=10.0, ours_ms=6.6,
+        dense_ms=10.0, ours_ms=6.6, inputs="float32[1]", fingerprint=fingerprint(),
     )  # fmt: skip
     case = CaseBaseline(
         model="a:b", options={"budget": 0.5}, facts=facts, speed=speed, fingerprint=fingerprint()

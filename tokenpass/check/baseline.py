@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenpass import __version__
 from tokenpass.check.facts import CaseFacts
+from tokenpass.cost.device import cpu_model
 from tokenpass.errors import ConfigError
 
 VERSION = 1
 NAME = "tokenpass.baseline.json"
 STRICT = ConfigDict(frozen=True, extra="forbid")
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 class Fingerprint(BaseModel):
@@ -39,7 +39,8 @@ class Fingerprint(BaseModel):
 class MeasuredSpeed(BaseModel):
     """Dense time over ours: the median of pairs and its interval; A/A is dense over dense.
 
-    Times are medians in ms, kept to be looked at: they are never compared.
+    Times are medians in ms, kept to be looked at: they are never compared. `inputs` and
+    `fingerprint` say what the ratio is of; with others it is not compared either.
     """
 
     model_config = STRICT
@@ -52,6 +53,8 @@ class MeasuredSpeed(BaseModel):
     noise_high: float = Field(gt=0)
     dense_ms: float
     ours_ms: float
+    inputs: str
+    fingerprint: Fingerprint
 
 
 class CaseBaseline(BaseModel):
@@ -86,7 +89,7 @@ def fingerprint() -> Fingerprint:
         torch=torch.__version__,
         transformers=installed("transformers"),
         python=platform.python_version(),
-        device=device_name(),
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_model(),
         capability=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
     )
@@ -98,17 +101,6 @@ def installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def device_name() -> str:
-    """The accelerator, else the processor, as the system calls it."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    if CPU_INFO.exists():
-        for line in CPU_INFO.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def read_baseline(path: Path) -> Baseline | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from tokenpass.backend import tokenpass as backend
 from tokenpass.check import pairs
@@ -75,18 +76,31 @@ def run(
             interrupted = True
             result = one.so_far(Gate("all", "skipped", "interrupted in the middle"))
         results.append(replace(result, seconds=round(time.monotonic() - started, 2)))
-        if result.facts is not None and not interrupted:
-            made[case.name] = CaseBaseline(
-                model=case.spec.model,
-                options=case.spec.options,
-                facts=result.facts,
-                quality=result.quality,
-                speed=result.speed or (old.speed if old is not None else None),
-                fingerprint=now,
-            )
+        if (
+            result.facts is not None
+            and result.status not in ("wrong", "broken")
+            and not interrupted
+        ):
+            made[case.name] = taken_down(case, result.facts, result, old, now)
     outcome = Outcome(str(file.path), tuple(results), now, notes(baseline, file), interrupted)
     new = Baseline(device_profile=profile.name, device_profile_hash=mark, cases=made)
     return outcome, new
+
+
+def taken_down(
+    case: Case, facts: CaseFacts, result: CaseResult, old: CaseBaseline | None, now: Fingerprint
+) -> CaseBaseline:
+    """A case as it is now; a ratio that was not measured now stays if it is of the same options."""
+    same = old is not None and (old.model, old.options) == (case.spec.model, case.spec.options)
+    kept = old.speed if old is not None and same else None
+    return CaseBaseline(
+        model=case.spec.model,
+        options=case.spec.options,
+        facts=facts,
+        quality=result.quality,
+        speed=result.speed or kept,
+        fingerprint=now,
+    )
 
 
 STOPPED = "not started: interrupted before"
@@ -121,6 +135,7 @@ class Running:
         self.facts: CaseFacts | None = None
         self.quality: dict[str, float] = {}
         self.speed: MeasuredSpeed | None = None
+        self.inputs = ""
 
     def so_far(self, *more: Gate) -> CaseResult:
         """What is known by now."""
@@ -138,6 +153,7 @@ class Running:
                 more = self.loader.calls(self.case.spec.shapes)
                 metric = self.loader.function(self.case.spec.gates.metric)
             first = (target.args, target.kwargs)
+            self.inputs = described(target.model, first)
             self.say(f"{self.case.name}: planning", None)
             with told_apart():
                 self.facts = case_facts(target.model, first, more, self.case.config)
@@ -236,14 +252,20 @@ class Running:
 
     # speed -------------------------------------------------------------------------------------
 
+    @property
+    def comparable(self) -> bool:
+        """Whether the baseline's ratio is of what is measured now, on such a machine."""
+        speed = None if self.old is None else self.old.speed
+        return speed is not None and (speed.fingerprint, speed.inputs) == (self.now, self.inputs)
+
     def floor(self) -> tuple[float | None, str]:
         """The ratio that must be reached, and where it is from."""
         gates, old = self.case.spec.gates, self.old
         floor, told = gates.min_speedup, "min_speedup"
         if old is None or old.speed is None:
             return floor, told
-        if old.fingerprint != self.now:
-            return floor, f"{told} (the baseline's ratio is of another machine or version)"
+        if not self.comparable:
+            return floor, f"{told} (the baseline's ratio is of another machine, version or input)"
         kept = old.speed.speedup * (1 - gates.tolerance)
         if floor is None or kept > floor:
             return kept, f"the baseline's {old.speed.speedup:.3f} less {gates.tolerance:.0%}"
@@ -289,6 +311,8 @@ class Running:
             noise_high=round(noise.high, 4),
             dense_ms=round(found.first_ms, 4),
             ours_ms=round(found.second_ms, 4),
+            inputs=self.inputs,
+            fingerprint=self.now,
         )
         ratio = f"{now.ratio:.3f} [{now.low:.3f}, {now.high:.3f}] of {now.pairs} pairs"
         if floor is None:
@@ -304,13 +328,22 @@ class Running:
 
     def improved(self, now: pairs.Interval) -> bool:
         """Whether the ratio is beyond what the baseline's tolerance explains."""
-        if self.old is None or self.old.speed is None or self.old.fingerprint != self.now:
+        if self.old is None or self.old.speed is None or not self.comparable:
             return False
         return now.low > self.old.speed.speedup * (1 + self.case.spec.gates.tolerance)
 
 
 NARROW = 0.02
 """Where no floor decides, pairs are timed until the interval is this share of the ratio."""
+
+
+def described(model: Any, first: Call) -> str:
+    """Dtypes and shapes of a call's tensors, and the dtypes of the model's parameters."""
+    tensors = [x for x in tree_leaves(first) if isinstance(x, torch.Tensor)]
+    shapes = [f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}" for x in tensors]
+    held = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    dtypes = sorted({str(x.dtype).removeprefix("torch.") for x in held})
+    return f"{', '.join(shapes)}; parameters {', '.join(dtypes)}"
 
 
 def finished(work: pairs.Work) -> pairs.Work:

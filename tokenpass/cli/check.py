@@ -84,18 +84,10 @@ def check(
         return init(target)
     if target is not None:
         raise UserError(f"check: unexpected {target!r}: only `init` takes a model")
+    how = How(timing, time_limit, update_baseline, fail_on_improvement)
     asked = check_file.read_check_file(file).only(tuple(only or ()))
     path = baseline or Path(file).parent / baselines.NAME
-    known = baselines.read_baseline(path)
-    if known is None and not update_baseline:
-        raise UserError(f"baseline: file not found: {path}; write it with --update-baseline")
-    how = How(timing, time_limit, update_baseline, fail_on_improvement)
-    with err.status("checking") as status:
-
-        def say(what: str, share: float | None) -> None:
-            status.update(what if share is None else f"{what}, {share:.0%} of the time limit")
-
-        outcome, made = run(asked, known, how, LOADER, say)
+    outcome = carried_out(asked, path, how, err if as_json else out)
     if as_json:
         out.file.write(written.as_json(outcome))
     else:
@@ -103,11 +95,25 @@ def check(
     if junit is not None:
         save(junit, written.as_junit(outcome))
     on_github(outcome, printed=not as_json)
-    if update_baseline and not outcome.interrupted:
-        baselines.write_baseline(made, path)
-        tables.saved(err if as_json else out, "baseline written", path)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+
+
+def carried_out(asked: check_file.CheckFile, path: Path, how: How, told_on: Console) -> Outcome:
+    """Run the cases, and write the baseline where that is asked for."""
+    known = baselines.read_baseline(path)
+    if known is None and not how.update:
+        raise UserError(f"baseline: file not found: {path}; write it with --update-baseline")
+    with err.status("checking") as status:
+
+        def say(what: str, share: float | None) -> None:
+            status.update(what if share is None else f"{what}, {share:.0%} of the time limit")
+
+        outcome, made = run(asked, known, how, LOADER, say)
+    if how.update and not outcome.interrupted:
+        baselines.write_baseline(made, path)
+        tables.saved(told_on, "baseline written", path)
+    return outcome
 
 
 def init(target: str | None) -> None:

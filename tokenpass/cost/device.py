@@ -196,10 +196,11 @@ def device_fingerprint(device: torch.device) -> str:
     """What makes measured rates hold: the processor's model, its threads, torch's version."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} torch {torch.__version__}"
-    return f"{_cpu_model()} {torch.get_num_threads()} threads torch {torch.__version__}"
+    return f"{cpu_model()} {torch.get_num_threads()} threads torch {torch.__version__}"
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name, family and model, as far as the system tells them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

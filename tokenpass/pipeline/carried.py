@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,9 +24,8 @@ from tokenpass.rewrite.replacing import Given
 from tokenpass.tracing import output_nodes, placeholders
 
 
-def told(planned: Planned, captured: Captured, config: Config) -> Planned:
+def told(planned: Planned, kept: Sequence[Observation]) -> Planned:
     """A plan that says what its graph keeps for later calls."""
-    kept = kept_of(planned, captured, config)
     if not kept:
         return planned
     policies = ", ".join(dict.fromkeys(one.policy for one in kept))
@@ -49,17 +48,17 @@ class CarryingGraph:
         return [one.example for one in self.given]
 
 
-def carrying(planned: Planned, captured: Captured, config: Config) -> CarryingGraph | None:
+def carrying(
+    planned: Planned, captured: Captured, kept: Sequence[Observation]
+) -> CarryingGraph | None:
     """The graph as it is lowered where something goes from call to call; None where nothing does.
 
     Nothing does while gradients are recorded.
     """
     module = planned.module or planned.view.module
-    if captured.training:
+    if captured.training or not (kept or given_nodes(module)):
         return None
-    kept, places = kept_of(planned, captured, config), places_of(planned, captured)
-    if not kept and not given_nodes(module):
-        return None
+    places = places_of(planned, captured)
     made, given = with_carried(module, [(one.node, one.seen) for one in kept])
     names = tuple((one.policy, one.site) for one in kept)
     (output,) = (node for node in module.graph.nodes if node.op == "output")
