@@ -76,9 +76,12 @@ def test_a_case_that_the_baseline_lacks() -> None:
     write(more=f'  two: {{model: "{MODELS}:encoder"}}\n')
     found = run("--no-timing", code=1).output
     assert "not in the baseline" in found
-    assert "not in the baseline" not in run("--no-timing", "--only", "one").output
+    only = run("--no-timing", "--only", "one").output
+    assert "not in the baseline" not in only and "the check file lacks" not in only
     run("--no-timing", "--update-baseline", "--only", "two")
     run("--no-timing")
+    write()
+    assert "cases that the check file lacks: two" in run("--no-timing").output
 
 
 @pytest.mark.parametrize(

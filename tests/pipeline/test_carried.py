@@ -121,7 +121,7 @@ class Expected:
             entries = hidden.shape[-1]
             ranked = self.seen[name].sort(descending=True, stable=True).indices
             kept = torch.zeros(entries).scatter(0, ranked[: round((1 - self.share) * entries)], 1.0)
-            return hidden * kept
+            return hidden * kept.to(hidden.dtype)
 
         return self.hooked(mask, ids)
 

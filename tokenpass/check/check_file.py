@@ -12,7 +12,7 @@ gates: {min_speedup: 1.3, max_error: 0.2}
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -141,23 +141,23 @@ class Case:
 
 @dataclass(frozen=True)
 class CheckFile:
-    """All that a check file says."""
+    """What a check file says: `cases` that are asked for, of all that it has by `names`."""
 
     path: Path
     device_profile: str
     cases: tuple[Case, ...]
+    names: tuple[str, ...]
 
     def only(self, names: tuple[str, ...]) -> CheckFile:
         """The same with some of its cases; raises `UserError` for a name that it lacks."""
-        known = [case.name for case in self.cases]
         for name in names:
-            if name not in known:
+            if name not in self.names:
                 raise UserError(
-                    f"--only: {self.path} has no case {name!r}{nearest(name, known)}; "
-                    f"it has {', '.join(known)}"
+                    f"--only: {self.path} has no case {name!r}{nearest(name, self.names)}; "
+                    f"it has {', '.join(self.names)}"
                 )
         cases = tuple(case for case in self.cases if not names or case.name in names)
-        return CheckFile(self.path, self.device_profile, cases)
+        return replace(self, cases=cases)
 
 
 def read_check_file(path: str | Path) -> CheckFile:
@@ -175,7 +175,7 @@ def read_check_file(path: str | Path) -> CheckFile:
         cases += [] if case is None else [case]
     if problems:
         raise ConfigError("\n".join(problems))
-    return CheckFile(file.path, profile, tuple(cases))
+    return CheckFile(file.path, profile, tuple(cases), tuple(case.name for case in cases))
 
 
 def profile_path(name: str, file: YamlFile) -> str:

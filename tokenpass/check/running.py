@@ -110,10 +110,10 @@ def notes(baseline: Baseline | None, file: CheckFile) -> tuple[str, ...]:
     """What is told beside the cases."""
     if baseline is None:
         return ()
-    gone = sorted(set(baseline.cases) - {case.name for case in file.cases})
+    gone = sorted(set(baseline.cases) - set(file.names))
     if not gone:
         return ()
-    return (f"the baseline has cases that are not run: {', '.join(gone)}",)
+    return (f"the baseline has cases that the check file lacks: {', '.join(gone)}",)
 
 
 class Running:
