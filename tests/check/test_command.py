@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from tokenpass.check import running
+from tokenpass.cli import consoles
 from tokenpass.cli.app import app
 from tokenpass.errors import UserError
 
@@ -20,7 +21,7 @@ MODELS = Path(__file__).parent / "models.py"
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(consoles.out, "width", 200)  # COLUMNS is read once, when it is made
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     torch._dynamo.reset()
 

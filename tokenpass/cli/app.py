@@ -8,7 +8,6 @@ from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -18,6 +17,7 @@ from tokenpass.bundle import replay as replay_bundle
 from tokenpass.calibration import calibrate as calibrate_model
 from tokenpass.cli import tables
 from tokenpass.cli.check import check
+from tokenpass.cli.consoles import err, out
 from tokenpass.cli.target import load_model, load_target, load_value, told
 from tokenpass.cost.device import cached_profile_path
 from tokenpass.cost.measure import measure
@@ -37,9 +37,6 @@ app = typer.Typer(
 plan = typer.Typer(no_args_is_help=True, help="Work with pass-config and plan files.")
 app.add_typer(plan, name="plan")
 app.command()(check)
-
-out = Console()
-err = Console(stderr=True)
 
 
 def run() -> None:

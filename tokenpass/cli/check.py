@@ -19,6 +19,7 @@ from tokenpass.check.loading import Loader, LoadFailed
 from tokenpass.check.outcome import EXIT, CaseResult, Outcome, Status
 from tokenpass.check.running import How, run
 from tokenpass.cli import tables
+from tokenpass.cli.consoles import err, out
 from tokenpass.cli.target import load_attribute, load_target, load_value, told
 from tokenpass.errors import ConfigError, UserError
 from tokenpass.yaml_file import write_yaml
@@ -35,9 +36,6 @@ FIRST = """\
 # Facts and speed of a model, beside a baseline: `tokenpass check`.
 # Write the baseline once with `tokenpass check --update-baseline`, and commit both files.
 """
-
-out = Console()
-err = Console(stderr=True)
 
 
 def check(
