@@ -15,6 +15,7 @@ from tokenpass.check.loading import Loader, LoadFailed, as_call
 from tokenpass.check.outcome import CaseResult
 from tokenpass.check.pairs import Interval
 from tokenpass.check.running import How, Running, described, taken_down
+from tokenpass.check.speed import Floor
 
 
 def case(folder: Path, gates: str = "{}", budget: float = 0.5) -> Case:
@@ -52,23 +53,23 @@ def old(**other: Any) -> CaseBaseline:
 
 
 def test_the_floor_is_the_larger_one(tmp_path: Path) -> None:
-    assert running(case(tmp_path), old()).floor()[0] == pytest.approx(1.5 * 0.95)
+    assert running(case(tmp_path), old()).floor().ratio == pytest.approx(1.5 * 0.95)
     low, high = "{min_speedup: 1.2, tolerance: 10%}", "{min_speedup: 1.45}"
-    assert running(case(tmp_path, low), old()).floor()[0] == pytest.approx(1.5 * 0.9)
-    assert running(case(tmp_path, high), old()).floor() == (1.45, "min_speedup")
-    assert running(case(tmp_path), None).floor()[0] is None
+    assert running(case(tmp_path, low), old()).floor().ratio == pytest.approx(1.5 * 0.9)
+    assert running(case(tmp_path, high), old()).floor() == Floor(1.45, "min_speedup")
+    assert running(case(tmp_path), None).floor().ratio is None
 
 
 @pytest.mark.parametrize("other", [{"device": "x"}, {"threads": 7}, {"torch": "1"}])
 def test_a_ratio_of_another_machine_does_not_count(tmp_path: Path, other: dict[str, Any]) -> None:
     one = running(case(tmp_path, "{min_speedup: 1.2}"), old(**other))
-    floor, told = one.floor()
-    assert floor == 1.2 and "another machine" in told
+    floor = one.floor()
+    assert floor.ratio == 1.2 and "another machine" in floor.told
     assert not one.improved(Interval(9.0, 8.0, 10.0, 48))
 
 
 def test_a_ratio_of_other_inputs_does_not_count(tmp_path: Path) -> None:
-    assert running(case(tmp_path), old(), inputs="float32[8]").floor()[0] is None
+    assert running(case(tmp_path), old(), inputs="float32[8]").floor().ratio is None
 
 
 def test_an_improvement_is_beyond_the_tolerance(tmp_path: Path) -> None:

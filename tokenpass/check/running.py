@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from tokenpass.backend import tokenpass as backend
-from tokenpass.check import pairs
+from tokenpass.check import speed
 from tokenpass.check.baseline import (
     Baseline,
     CaseBaseline,
@@ -27,6 +27,7 @@ from tokenpass.check.differences import differences
 from tokenpass.check.facts import Call, CaseFacts, case_facts, profile_hash
 from tokenpass.check.loading import Loader, LoadFailed
 from tokenpass.check.outcome import CaseResult, Gate, Outcome, Status
+from tokenpass.check.pairs import Interval, Work
 from tokenpass.check.quality import MEASURES, main_tensor, wrong
 from tokenpass.cost.device import find_profile
 from tokenpass.errors import FallbackWarning, UserError
@@ -255,86 +256,56 @@ class Running:
     @property
     def comparable(self) -> bool:
         """Whether the baseline's ratio is of what is measured now, on such a machine."""
-        speed = None if self.old is None else self.old.speed
-        return speed is not None and (speed.fingerprint, speed.inputs) == (self.now, self.inputs)
+        old = None if self.old is None else self.old.speed
+        return old is not None and (old.fingerprint, old.inputs) == (self.now, self.inputs)
 
-    def floor(self) -> tuple[float | None, str]:
-        """The ratio that must be reached, and where it is from."""
-        gates, old = self.case.spec.gates, self.old
-        floor, told = gates.min_speedup, "min_speedup"
-        if old is None or old.speed is None:
-            return floor, told
-        if not self.comparable:
-            return floor, f"{told} (the baseline's ratio is of another machine, version or input)"
-        kept = old.speed.speedup * (1 - gates.tolerance)
-        if floor is None or kept > floor:
-            return kept, f"the baseline's {old.speed.speedup:.3f} less {gates.tolerance:.0%}"
-        return floor, told
+    def floor(self) -> speed.Floor:
+        """The ratio that must be reached."""
+        old = None if self.old is None else self.old.speed
+        return speed.floor_of(self.case.spec.gates, old, self.comparable)
 
-    def speed_gate(self, dense: pairs.Work, ours: pairs.Work) -> Gate:
+    def speed_gate(self, dense: Work, ours: Work) -> Gate:
         """The ratio beside its floor, or the reason why this machine cannot tell."""
-        floor, told = self.floor()
+        floor = self.floor()
 
         def progress(count: int, elapsed: float) -> None:
-            share = min(elapsed / self.how.limit, 1.0)
-            self.say(f"{self.case.name}: {count} pairs", share)
+            self.say(f"{self.case.name}: {count} pairs", min(elapsed / self.how.limit, 1.0))
 
-        pairs.warm_up([dense, ours])
-        noise = pairs.measure(
-            dense,
-            dense,
-            lambda _: True,
-            limit=self.how.limit / 3,
-            progress=progress,
-            looks=pairs.LOOKS[:1],
-        ).interval
+        decisive = None if self.how.update else floor.ratio
+        found = speed.clocked(dense, ours, decisive, self.how.limit, progress)
+        status, told = speed.verdict(found, floor)
+        if not found.bounded:
+            return Gate("speed", status, told)
+        loose = speed.too_wide(found.now, self.case.spec.gates.tolerance)
+        if self.how.update and loose is not None:
+            worse: Status = "inconclusive" if status == "passed" else status
+            return Gate("speed", worse, f"{told}; not taken down: {loose}")
+        self.speed = self.taken(found)
+        if status == "passed" and self.how.fail_on_improvement and self.improved(found.now):
+            return Gate("speed", "failed", f"{told}; faster than the baseline: update it")
+        return Gate("speed", status, told)
 
-        def done(interval: pairs.Interval) -> bool:
-            if floor is None or self.how.update:
-                return interval.width <= NARROW
-            return interval.decided(floor) != "inconclusive"
-
-        found = pairs.measure(dense, ours, done, limit=self.how.limit, seed=1, progress=progress)
-        now = found.interval
-        if not now.low or not noise.low:
-            return Gate(
-                "speed",
-                "inconclusive",
-                f"{min(now.pairs, noise.pairs)} pairs are too few: --time-limit",
-            )
-        self.speed = MeasuredSpeed(
+    def taken(self, found: speed.Clocked) -> MeasuredSpeed:
+        """What was measured, as a baseline keeps it."""
+        now, noise = found.now, found.noise
+        return MeasuredSpeed(
             speedup=round(now.ratio, 4),
             low=round(now.low, 4),
             high=round(now.high, 4),
             pairs=now.pairs,
             noise_low=round(noise.low, 4),
             noise_high=round(noise.high, 4),
-            dense_ms=round(found.first_ms, 4),
-            ours_ms=round(found.second_ms, 4),
+            dense_ms=round(found.measured.first_ms, 4),
+            ours_ms=round(found.measured.second_ms, 4),
             inputs=self.inputs,
             fingerprint=self.now,
         )
-        ratio = f"{now.ratio:.3f} [{now.low:.3f}, {now.high:.3f}] of {now.pairs} pairs"
-        if floor is None:
-            return Gate("speed", "passed", f"{ratio}; no floor is asked")
-        asked = f"{ratio}, at least {floor:.3f} ({told})"
-        if not noise.low <= 1 <= noise.high:
-            beside = f"dense beside itself is {noise.ratio:.3f} [{noise.low:.3f}, {noise.high:.3f}]"
-            return Gate("speed", "inconclusive", f"{asked}; {beside}: this machine cannot tell")
-        verdict = now.decided(floor)
-        if verdict == "passed" and self.how.fail_on_improvement and self.improved(now):
-            return Gate("speed", "failed", f"{asked}; faster than the baseline: update it")
-        return Gate("speed", verdict, asked)
 
-    def improved(self, now: pairs.Interval) -> bool:
+    def improved(self, now: Interval) -> bool:
         """Whether the ratio is beyond what the baseline's tolerance explains."""
         if self.old is None or self.old.speed is None or not self.comparable:
             return False
-        return now.low > self.old.speed.speedup * (1 + self.case.spec.gates.tolerance)
-
-
-NARROW = 0.02
-"""Where no floor decides, pairs are timed until the interval is this share of the ratio."""
+        return speed.improved(now, self.old.speed, self.case.spec.gates.tolerance)
 
 
 def described(model: Any, first: Call) -> str:
@@ -346,7 +317,7 @@ def described(model: Any, first: Call) -> str:
     return f"{', '.join(shapes)}; parameters {', '.join(dtypes)}"
 
 
-def finished(work: pairs.Work) -> pairs.Work:
+def finished(work: Work) -> Work:
     """A call that ends when the device has done it, and not when it was told to."""
     if not torch.cuda.is_available():
         return work

@@ -1,0 +1,1 @@
+"""How often `tokenpass check` errs: recorded pairs, replayed decisions, real runs."""
