@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from tokenpass.cost.device import cpu_model
+
 ROOT = Path(__file__).resolve().parent.parent
-CPU_INFO = Path("/proc/cpuinfo")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -30,15 +31,6 @@ def fingerprint() -> dict[str, Any]:
         "commit": commit(),
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }
-
-
-def cpu_model() -> str:
-    """The processor's name where the system tells it."""
-    if CPU_INFO.exists():
-        for line in CPU_INFO.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def last_level_cache_bytes() -> int:

@@ -1,4 +1,4 @@
-"""Speed on a shared machine: interleaved pairs, the median of their ratios and its interval.
+"""Speed as benchmarks report it: the median of interleaved pairs' ratios and its interval.
 
 Absolute times swing by factors within minutes; two calls that follow each other see nearly the
 same machine. So each pair times dense and variant back to back, in random order, and only the
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Clock = Callable[[], float]
-Work = Callable[[], object]
+from tokenpass.check.pairs import Clock, Work, timed
+
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 
@@ -71,11 +71,13 @@ def paired_ratio(
     dense_s: list[float] = []
     variant_s: list[float] = []
     started = clock()
-    while len(dense_s) < pace.pairs:
-        both = [(dense, dense_s), (variant, variant_s)]
-        order.shuffle(both)
-        for work, times in both:
-            times.append(_seconds(work, clock))
+    for pair in timed(dense, variant, order, clock):
+        if pair is None:
+            raise RuntimeError("the clock went back or stood still")
+        dense_s.append(pair[0])
+        variant_s.append(pair[1])
+        if len(dense_s) >= pace.pairs:
+            break
         if len(dense_s) < pace.least:
             continue
         if clock() - started > pace.seconds or _narrow(dense_s, variant_s, pace.width, seed):
@@ -112,12 +114,6 @@ def bootstrap_interval(
     estimates = statistic(sample[rows], axis=1)
     low, high = np.quantile(estimates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
-
-
-def _seconds(work: Work, clock: Clock) -> float:
-    started = clock()
-    work()
-    return clock() - started
 
 
 def _narrow(dense_s: list[float], variant_s: list[float], width: float, seed: int) -> bool:

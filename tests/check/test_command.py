@@ -85,6 +85,21 @@ def test_a_case_that_the_baseline_lacks() -> None:
     assert "cases that the check file lacks: two" in run("--no-timing").output
 
 
+def test_a_broken_baseline_is_written_anew_as_a_whole() -> None:
+    write("small", gates="{}", more=f'  two: {{model: "{MODELS}:small"}}\n')
+    path = Path("tokenpass.baseline.json")
+    path.write_text("{")
+    for arguments in ((), ("--update-baseline", "--only", "two")):
+        with pytest.raises(UserError, match="not valid JSON"):
+            run("--no-timing", *arguments)
+    found = run("--no-timing", "--update-baseline")
+    assert "write it anew with --update-baseline: done" in found.stderr
+    run("--no-timing")
+    path.write_text('{"version": 99}')
+    with pytest.raises(UserError, match="newer"):
+        run("--no-timing", "--update-baseline")
+
+
 @pytest.mark.parametrize(
     ("model", "code", "told"),
     [
@@ -172,6 +187,27 @@ def test_a_first_file() -> None:
     run("--no-timing")
     with pytest.raises(UserError, match="there already"):
         run("init", f"{MODELS}:encoder")
+
+
+def test_a_first_workflow() -> None:
+    assert "workflow written" in run("workflow").output
+    written = Path(".github/workflows/tokenpass.yml").read_text()
+    assert "tokenpass check --no-timing" in written
+    with pytest.raises(UserError, match="there already"):
+        run("workflow")
+    with pytest.raises(UserError, match="takes no model"):
+        run("workflow", f"{MODELS}:encoder")
+
+
+def test_a_history_and_its_plot() -> None:
+    write("small", gates="{}")
+    run("--no-timing", "--update-baseline")
+    for _ in range(2):
+        run("--no-timing", "--history", "out/history.jsonl", "--plot", "out/history.svg")
+    assert len(Path("out/history.jsonl").read_text().splitlines()) == 2
+    assert "</svg>" in Path("out/history.svg").read_text()
+    with pytest.raises(UserError, match="--history"):
+        run("--no-timing", "--plot", "out/history.svg")
 
 
 def test_a_time_limit_that_is_too_short() -> None:

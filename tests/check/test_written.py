@@ -7,27 +7,10 @@ import xml.etree.ElementTree as ET
 
 from rich.console import Console
 
-from tokenpass.check.baseline import fingerprint
-from tokenpass.check.differences import Difference
+from tests.check.samples import MACHINE, outcome
 from tokenpass.check.outcome import CaseResult, Gate, Outcome, Status, worst
 from tokenpass.check.written import as_json, as_junit, summary, workflow_commands
 from tokenpass.cli.check import shown
-
-HOSTILE = 'a<b>&"\x00\x1b[31m|`x`\n::error::%0A[link](http://x),y:z'
-DIFFERENCE = Difference("tokens of layer 1", "64 -> 32", "64 -> 48", "torch 1 -> 2")
-
-
-def outcome(interrupted: bool = False) -> Outcome:
-    gates = (
-        Gate("facts", "failed", "1 differ: torch 1 -> 2", (DIFFERENCE,)),
-        Gate("error", "wrong", HOSTILE),
-        Gate("model", "broken", "RuntimeError: 5 % <off>"),
-        Gate("speed", "inconclusive", "this machine cannot tell"),
-        Gate("all", "skipped", "not started"),
-        Gate("cosine", "passed", "0.99, at least 0.9"),
-    )
-    cases = (CaseResult(HOSTILE, 3, gates, seconds=1.5), CaseResult("fine", 9, gates[-1:]))
-    return Outcome("dir/a,b.yaml", cases, fingerprint(), ("a note",), interrupted)
 
 
 def test_json() -> None:
@@ -87,9 +70,7 @@ def test_a_narrow_terminal() -> None:
 def test_exit_codes() -> None:
     def code(*statuses: Status, interrupted: bool = False) -> int:
         gates = tuple(Gate("g", status, "") for status in statuses)
-        return Outcome(
-            "", (CaseResult("a", 1, gates),), fingerprint(), interrupted=interrupted
-        ).exit_code
+        return Outcome("", (CaseResult("a", 1, gates),), MACHINE, interrupted=interrupted).exit_code
 
     assert code("passed", "skipped") == 0 and code("skipped") == 0 and code() == 0
     assert code("passed", "inconclusive") == 3 and code("inconclusive", "failed") == 1

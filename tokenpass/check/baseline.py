@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenpass import __version__
 from tokenpass.check.facts import CaseFacts
+from tokenpass.check.surroundings import limits
 from tokenpass.cost.device import cpu_model
 from tokenpass.errors import ConfigError
 
@@ -23,7 +24,10 @@ STRICT = ConfigDict(frozen=True, extra="forbid")
 
 
 class Fingerprint(BaseModel):
-    """What must be equal for two measured ratios to be compared, and what facts depend on."""
+    """What must be equal for two measured ratios to be compared, and what facts depend on.
+
+    `cpus`, `memory_gib` and `governor` are what the machine and its container allow.
+    """
 
     model_config = STRICT
 
@@ -34,13 +38,17 @@ class Fingerprint(BaseModel):
     device: str
     capability: str
     threads: int
+    cpus: float
+    memory_gib: float | None = None
+    governor: str | None = None
 
 
 class MeasuredSpeed(BaseModel):
     """Dense time over ours: the median of pairs and its interval; A/A is dense over dense.
 
-    Times are medians in ms, kept to be looked at: they are never compared. `inputs` and
-    `fingerprint` say what the ratio is of; with others it is not compared either.
+    Times are medians in ms, kept to be looked at: they are never compared, nor is `load`, the
+    processors that others kept busy. `inputs` and `fingerprint` say what the ratio is of; with
+    others it is not compared either.
     """
 
     model_config = STRICT
@@ -53,6 +61,7 @@ class MeasuredSpeed(BaseModel):
     noise_high: float = Field(gt=0)
     dense_ms: float
     ours_ms: float
+    load: float = 0.0
     inputs: str
     fingerprint: Fingerprint
 
@@ -84,6 +93,7 @@ class Baseline(BaseModel):
 
 def fingerprint() -> Fingerprint:
     """That of this process."""
+    allowed = limits()
     return Fingerprint(
         tokenpass=__version__,
         torch=torch.__version__,
@@ -92,6 +102,9 @@ def fingerprint() -> Fingerprint:
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_model(),
         capability=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
+        cpus=allowed.cpus,
+        memory_gib=allowed.memory_gib,
+        governor=allowed.governor,
     )
 
 
@@ -103,11 +116,15 @@ def installed(name: str) -> str | None:
         return None
 
 
+class NoBaseline(ConfigError):
+    """A file that is there and holds no baseline: cut off, or changed into something else."""
+
+
 def read_baseline(path: Path) -> Baseline | None:
     """A baseline; None where there is no file.
 
-    Raises `ConfigError` for a file that is cut off, changed by hand into something else, or of
-    another version, with the place.
+    Raises `NoBaseline` for a file that is cut off or changed by hand into something else, with the
+    place, and `ConfigError` for one that cannot be read or that a newer version wrote.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -120,9 +137,9 @@ def read_baseline(path: Path) -> Baseline | None:
         data = json.loads(text, parse_constant=refused)
     except (json.JSONDecodeError, RecursionError) as error:
         place = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise ConfigError(f"{path}{place}: not valid JSON ({error}); {again}") from error
+        raise NoBaseline(f"{path}{place}: not valid JSON ({error}); {again}") from error
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}; {again}") from error
+        raise NoBaseline(f"{path}: {error}; {again}") from error
     found = data.get("version") if isinstance(data, dict) else None
     if isinstance(found, int) and found > VERSION:
         raise ConfigError(
@@ -133,7 +150,7 @@ def read_baseline(path: Path) -> Baseline | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ConfigError(f"{path}: {where}: {first['msg']}; {again}") from error
+        raise NoBaseline(f"{path}: {where}: {first['msg']}; {again}") from error
 
 
 def refused(name: str) -> float:

@@ -1,12 +1,14 @@
 """What a check file asks for: cases, each a model, its options, and gates.
 
-version: 1
-device_profile: generic-cpu
-cases:
-encoder:
-model: my_models:encoder
-options: {budget: 0.5}
-gates: {min_speedup: 1.3, max_error: 0.2}
+    version: 1
+    device_profile: generic-cpu
+    cases:
+      encoder:
+        model: my_models:encoder
+        options: {budget: 0.5}
+        gates: {min_speedup: 1.3, max_error: 0.2}
+
+Read strictly: whatever is unknown is an error with its line.
 """
 
 from __future__ import annotations

@@ -31,6 +31,9 @@ from tokenpass.report import GraphReport
 DIGITS = 4
 """Of shares and ratios: what rounding in another order changes is no difference."""
 
+GFLOP_DIGITS = 6
+"""Of a model's size, which may be anything: significant ones."""
+
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
@@ -182,7 +185,7 @@ def ratios_of(planned: Planned) -> tuple[float, float, float, float]:
     found = [
         round(after / before, DIGITS) if before else 1.0 for before, after in (flops, moved, memory)
     ]
-    return found[0], found[1], found[2], round(flops[0] / 1e9, DIGITS)
+    return found[0], found[1], found[2], float(f"{flops[0] / 1e9:.{GFLOP_DIGITS}g}")
 
 
 def profile_hash(profile: DeviceProfile) -> str:

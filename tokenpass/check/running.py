@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from tokenpass.backend import tokenpass as backend
-from tokenpass.check import speed
+from tokenpass.check import speed, surroundings
 from tokenpass.check.baseline import (
     Baseline,
     CaseBaseline,
@@ -34,7 +34,18 @@ from tokenpass.errors import FallbackWarning, UserError
 
 DIGITS = 6
 Say = Callable[[str, float | None], None]
-"""Told what is being done, and the share of the time limit that is gone (None: no limit)."""
+"""Told what is being done, and how many seconds that takes at most (None: not known)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is being done for a case, when `done` of all `cases` are over."""
+
+    case: str
+    what: str
+    done: int
+    cases: int
+    left_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,17 +53,23 @@ class How:
     """What is asked of all cases.
 
     `timing`: whether the clock is used; `limit`: seconds of a case's pairs; `update`: facts and
-    numbers are taken down, and only what needs no baseline is gated.
+    numbers are taken down, and only what needs no baseline is gated; `update_with`: how a user
+    asks for that.
     """
 
     timing: bool = True
     limit: float = 60.0
     update: bool = False
     fail_on_improvement: bool = False
+    update_with: str = "--update-baseline"
 
 
 def run(
-    file: CheckFile, baseline: Baseline | None, how: How, loader: Loader, say: Say
+    file: CheckFile,
+    baseline: Baseline | None,
+    how: How,
+    loader: Loader,
+    tell: Callable[[Step], None],
 ) -> tuple[Outcome, Baseline]:
     """All cases, and the baseline that they would make.
 
@@ -69,6 +86,10 @@ def run(
             results.append(CaseResult(case.name, case.line, (Gate("all", "skipped", STOPPED),)))
             continue
         old = None if baseline is None else baseline.cases.get(case.name)
+
+        def say(what: str, left_s: float | None, name: str = case.name) -> None:
+            tell(Step(name, what, len(results), len(file.cases), left_s))
+
         one = Running(case, None if how.update else old, same, how, now, loader, say)
         started = time.monotonic()
         try:
@@ -83,7 +104,7 @@ def run(
             and not interrupted
         ):
             made[case.name] = taken_down(case, result.facts, result, old, now)
-    outcome = Outcome(str(file.path), tuple(results), now, notes(baseline, file), interrupted)
+    outcome = Outcome(str(file.path), tuple(results), now, notes(baseline, file, how), interrupted)
     new = Baseline(device_profile=profile.name, device_profile_hash=mark, cases=made)
     return outcome, new
 
@@ -107,14 +128,15 @@ def taken_down(
 STOPPED = "not started: interrupted before"
 
 
-def notes(baseline: Baseline | None, file: CheckFile) -> tuple[str, ...]:
+def notes(baseline: Baseline | None, file: CheckFile, how: How) -> tuple[str, ...]:
     """What is told beside the cases."""
-    if baseline is None:
-        return ()
-    gone = sorted(set(baseline.cases) - set(file.names))
-    if not gone:
-        return ()
-    return (f"the baseline has cases that the check file lacks: {', '.join(gone)}",)
+    told: tuple[str, ...] = ()
+    if how.timing:
+        told += surroundings.warnings_of(surroundings.limits(), torch.get_num_threads())
+    gone = sorted(set(baseline.cases if baseline else ()) - set(file.names))
+    if gone:
+        told += (f"the baseline has cases that the check file lacks: {', '.join(gone)}",)
+    return told
 
 
 class Running:
@@ -147,7 +169,7 @@ class Running:
 
     def run(self) -> CaseResult:
         """All gates; what the model raises ends the case as broken."""
-        self.say(f"{self.case.name}: loading the model", None)
+        self.say("loading the model", None)
         try:
             with told_apart():
                 target = self.loader.target(self.case.spec.model)
@@ -155,12 +177,12 @@ class Running:
                 metric = self.loader.function(self.case.spec.gates.metric)
             first = (target.args, target.kwargs)
             self.inputs = described(target.model, first)
-            self.say(f"{self.case.name}: planning", None)
+            self.say("planning", None)
             with told_apart():
                 self.facts = case_facts(target.model, first, more, self.case.config)
             self.gates.append(self.facts_gate(self.facts))
             if self.how.timing or self.case.spec.gates.of_outputs:
-                self.say(f"{self.case.name}: comparing outputs", None)
+                self.say("comparing outputs", None)
                 with told_apart(), torch.no_grad():
                     self.judge(target.model, first, metric)
         except LoadFailed as error:
@@ -179,7 +201,7 @@ class Running:
         if self.how.update:
             return Gate("facts", "passed", f"{count}, taken down")
         if self.old is None:
-            return Gate("facts", "failed", f"{count}; not in the baseline: --update-baseline")
+            return Gate("facts", "failed", f"{count}; not in the baseline: {self.how.update_with}")
         found = differences(self.old, facts, self.case.spec.options, self.now, self.same_profile)
         bad = [one for one in found if not one.better or self.how.fail_on_improvement]
         if not found:
@@ -268,24 +290,26 @@ class Running:
         """The ratio beside its floor, or the reason why this machine cannot tell."""
         floor = self.floor()
 
-        def progress(count: int, elapsed: float) -> None:
-            self.say(f"{self.case.name}: {count} pairs", min(elapsed / self.how.limit, 1.0))
+        def progress(count: int, left_s: float) -> None:
+            self.say(f"{count} pairs", max(left_s, 0.0))
 
         decisive = None if self.how.update else floor.ratio
+        load = surroundings.load_of_others()
         found = speed.clocked(dense, ours, decisive, self.how.limit, progress)
         status, told = speed.verdict(found, floor)
+        told += surroundings.busy(load)
         if not found.bounded:
             return Gate("speed", status, told)
         loose = speed.too_wide(found.now, self.case.spec.gates.tolerance)
         if self.how.update and loose is not None:
             worse: Status = "inconclusive" if status == "passed" else status
             return Gate("speed", worse, f"{told}; not taken down: {loose}")
-        self.speed = self.taken(found)
+        self.speed = self.taken(found, load)
         if status == "passed" and self.how.fail_on_improvement and self.improved(found.now):
             return Gate("speed", "failed", f"{told}; faster than the baseline: update it")
         return Gate("speed", status, told)
 
-    def taken(self, found: speed.Clocked) -> MeasuredSpeed:
+    def taken(self, found: speed.Clocked, load: float) -> MeasuredSpeed:
         """What was measured, as a baseline keeps it."""
         now, noise = found.now, found.noise
         return MeasuredSpeed(
@@ -297,6 +321,7 @@ class Running:
             noise_high=round(noise.high, 4),
             dense_ms=round(found.measured.first_ms, 4),
             ours_ms=round(found.measured.second_ms, 4),
+            load=load,
             inputs=self.inputs,
             fingerprint=self.now,
         )

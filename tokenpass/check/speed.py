@@ -70,10 +70,19 @@ def floor_of(gates: Gates, speed: MeasuredSpeed | None, comparable: bool) -> Flo
 def clocked(
     dense: Work, ours: Work, decisive: float | None, limit: float, progress: Progress
 ) -> Clocked:
-    """Warm up, and time both; `limit`: seconds of the pairs, those of the A/A run beside it."""
+    """Warm up, and time both; `limit`: seconds of the pairs, those of the A/A run beside it.
+
+    `progress` is told how many pairs there are, and how many seconds are left at most.
+    """
     pairs.warm_up([dense, ours])
-    noise = beside_itself(dense, limit * NOISE_LIMIT, progress=progress)
-    return Clocked(noise, until_decided(dense, ours, decisive, limit, progress=progress))
+    first = limit * NOISE_LIMIT
+    noise = beside_itself(
+        dense, first, progress=lambda count, gone: progress(count, limit + first - gone)
+    )
+    found = until_decided(
+        dense, ours, decisive, limit, progress=lambda count, gone: progress(count, limit - gone)
+    )
+    return Clocked(noise, found)
 
 
 def beside_itself(

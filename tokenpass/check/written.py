@@ -64,6 +64,16 @@ def lines_of(gate: Gate) -> list[str]:
     return [gate.told, *map(str, gate.differences)]
 
 
+def as_text(case: CaseResult) -> str:
+    """A case in plain lines: its gates, those that did not pass with all that they found."""
+    lines = [f"tokenpass check of {case.name}: {case.status}"]
+    for gate in case.gates:
+        told = lines_of(gate)
+        lines.append(f"  {gate.name} {gate.status}: {told[0]}")
+        lines += [f"    {line}" for line in told[1:]]
+    return clean("\n".join(lines))
+
+
 def as_junit(outcome: Outcome) -> str:
     """JUnit XML: a suite for each case, a test for each gate."""
     root = ET.Element("testsuites", name="tokenpass check")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-EXTRA = {"typer", "rich", "click"}
+EXTRA = {"typer", "rich", "click", "psutil"}
 
 
 def main() -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from tokenpass.check import baseline as baselines
 from tokenpass.check import check_file, written
+from tokenpass.check import history as histories
+from tokenpass.check.history_plot import plot as draw_history
 from tokenpass.check.loading import Loader, LoadFailed
 from tokenpass.check.outcome import EXIT, CaseResult, Outcome, Status
-from tokenpass.check.running import How, run
+from tokenpass.check.running import How, Step, run
 from tokenpass.cli import tables
 from tokenpass.cli.consoles import err, out
 from tokenpass.cli.target import load_attribute, load_target, load_value, told
@@ -32,6 +37,7 @@ STYLE: dict[Status, str] = {
     "inconclusive": "yellow",
     "skipped": "dim",
 }
+WORKFLOW = Path(".github/workflows/tokenpass.yml")
 FIRST = """\
 # Facts and speed of a model, beside a baseline: `tokenpass check`.
 # Write the baseline once with `tokenpass check --update-baseline`, and commit both files.
@@ -42,8 +48,9 @@ def check(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="[FILE | init]",
-            help="A check file. **What it names is imported and run.** `init` writes a first one.",
+            metavar="[FILE | init | workflow]",
+            help="A check file. **What it names is imported and run.** `init` writes a first one, "
+            f"`workflow` writes {WORKFLOW} for GitHub.",
         ),
     ] = check_file.NAME,
     target: Annotated[
@@ -72,16 +79,24 @@ def check(
     junit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write JUnit XML here.")
     ] = None,
+    history: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Add this run to a file of JSON lines.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Draw what --history holds by now.")
+    ] = None,
 ) -> None:
     """Compare models with a baseline: plans and kernels exactly, outputs, and speed.
 
     Exit codes: 0 passed, 1 slower or a gate failed, 2 usage, 3 inconclusive, 4 outputs wrong,
     5 a model could not run.
     """
-    if file == "init":
-        return init(target)
+    if file in STARTS:
+        return STARTS[file](target)
     if target is not None:
         raise UserError(f"check: unexpected {target!r}: only `init` takes a model")
+    if plot is not None and history is None:
+        raise UserError("check: --plot draws a history: name its file with --history")
     how = How(timing, time_limit, update_baseline, fail_on_improvement)
     asked = check_file.read_check_file(file).only(tuple(only or ()))
     path = baseline or Path(file).parent / baselines.NAME
@@ -92,6 +107,8 @@ def check(
         out.print(shown(outcome))
     if junit is not None:
         save(junit, written.as_junit(outcome))
+    if history is not None:
+        remember(outcome, Path(file).parent, history, plot)
     on_github(outcome, printed=not as_json)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
@@ -99,19 +116,46 @@ def check(
 
 def carried_out(asked: check_file.CheckFile, path: Path, how: How, told_on: Console) -> Outcome:
     """Run the cases, and write the baseline where that is asked for."""
-    known = baselines.read_baseline(path)
+    known = before(asked, path, how)
     if known is None and not how.update:
         raise UserError(f"baseline: file not found: {path}; write it with --update-baseline")
-    with err.status("checking") as status:
-
-        def say(what: str, share: float | None) -> None:
-            status.update(what if share is None else f"{what}, {share:.0%} of the time limit")
-
-        outcome, made = run(asked, known, how, LOADER, say)
+    with progress() as tell:
+        outcome, made = run(asked, known, how, LOADER, tell)
     if how.update and not outcome.interrupted:
         baselines.write_baseline(made, path)
         tables.saved(told_on, "baseline written", path)
     return outcome
+
+
+def before(asked: check_file.CheckFile, path: Path, how: How) -> baselines.Baseline | None:
+    """The baseline; where a file is none, an update of all cases writes it anew and says so."""
+    try:
+        return baselines.read_baseline(path)
+    except baselines.NoBaseline as error:
+        if not how.update or len(asked.cases) < len(asked.names):
+            raise
+        err.print(Text(f"{written.clean(str(error))}: done"), style="yellow", soft_wrap=True)
+        return None
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[Step], None]]:
+    """A line on the terminal: which case, what is done for it, and the time that is left."""
+    columns = (
+        TextColumn("{task.completed}/{task.total}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.description}", markup=False),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as shown_on:
+        task = shown_on.add_task("starting", total=None)
+
+        def tell(step: Step) -> None:
+            left = "" if step.left_s is None else f", at most {step.left_s:.0f} s left"
+            told = written.clean(f"{step.case}: {step.what}{left}")
+            shown_on.update(task, description=told, completed=step.done, total=step.cases)
+
+        yield tell
 
 
 def init(target: str | None) -> None:
@@ -127,6 +171,19 @@ def init(target: str | None) -> None:
     data = {"version": 1, "device_profile": "generic-cpu", "cases": {name: case}}
     save(path, FIRST + write_yaml(data))
     tables.saved(out, "check file written", path)
+
+
+def workflow(target: str | None) -> None:
+    """Write a workflow for GitHub: facts of every pull request, speed every night."""
+    if target is not None:
+        raise UserError(f"check workflow: unexpected {target!r}: it takes no model")
+    if WORKFLOW.exists():
+        raise UserError(f"check workflow: {WORKFLOW} is there already")
+    save(WORKFLOW, (resources.files("tokenpass.cli") / "workflow.yml").read_text("utf-8"))
+    tables.saved(out, "workflow written", WORKFLOW)
+
+
+STARTS: dict[str, Callable[[str | None], None]] = {"init": init, "workflow": workflow}
 
 
 def as_loaded(load: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -151,6 +208,17 @@ def save(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error}") from error
+
+
+def remember(outcome: Outcome, folder: Path, history: Path, plot: Path | None) -> None:
+    """Add a run to its history, and draw that."""
+    histories.append(histories.entry_of(outcome, folder), history)
+    if plot is None:
+        return
+    entries, notes = histories.read_history(history)
+    for note in notes:
+        err.print(Text(written.clean(note), style="dim"), soft_wrap=True)
+    draw_history(entries, plot)
 
 
 def on_github(outcome: Outcome, printed: bool) -> None:
