@@ -11,7 +11,7 @@ from rich.console import Console
 from tests.check.samples import outcome
 from tokenpass.check.baseline import Baseline
 from tokenpass.check.written import as_json, as_junit, as_text, summary, workflow_commands
-from tokenpass.cli.check import shown
+from tokenpass.cli.check_table import shown
 
 FOLDER = Path(__file__).parent / "golden"
 SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "tokenpass.baseline.schema.json"

@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.check.samples import MACHINE, outcome
 from tokenpass.check.outcome import CaseResult, Gate, Outcome, Status, worst
 from tokenpass.check.written import as_json, as_junit, summary, workflow_commands
-from tokenpass.cli.check import shown
+from tokenpass.cli.check_table import shown
 
 
 def test_json() -> None:

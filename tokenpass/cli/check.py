@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from tokenpass.check import baseline as baselines
@@ -21,27 +18,14 @@ from tokenpass.check import check_file, written
 from tokenpass.check import history as histories
 from tokenpass.check.history_plot import plot as draw_history
 from tokenpass.check.loading import Loader, LoadFailed
-from tokenpass.check.outcome import EXIT, CaseResult, Outcome, Status
+from tokenpass.check.outcome import Outcome
 from tokenpass.check.running import How, Step, run
 from tokenpass.cli import tables
+from tokenpass.cli.check_start import STARTS, WORKFLOW, save
+from tokenpass.cli.check_table import shown
 from tokenpass.cli.consoles import err, out
 from tokenpass.cli.target import load_attribute, load_target, load_value, told
-from tokenpass.errors import ConfigError, UserError
-from tokenpass.yaml_file import write_yaml
-
-STYLE: dict[Status, str] = {
-    "passed": "green",
-    "failed": "bold red",
-    "wrong": "bold red",
-    "broken": "bold red",
-    "inconclusive": "yellow",
-    "skipped": "dim",
-}
-WORKFLOW = Path(".github/workflows/tokenpass.yml")
-FIRST = """\
-# Facts and speed of a model, beside a baseline: `tokenpass check`.
-# Write the baseline once with `tokenpass check --update-baseline`, and commit both files.
-"""
+from tokenpass.errors import UserError
 
 
 def check(
@@ -158,34 +142,6 @@ def progress() -> Iterator[Callable[[Step], None]]:
         yield tell
 
 
-def init(target: str | None) -> None:
-    """Write a first check file."""
-    if target is None:
-        raise UserError("check init: expected MODULE:NAME, which gives (model, args)")
-    path = Path(check_file.NAME)
-    if path.exists():
-        raise UserError(f"check init: {path} is there already")
-    load_target(target)  # what cannot be run is no first file
-    name = target.rpartition(":")[2]
-    case = {"model": target, "options": {"budget": 0.5}, "gates": {"tolerance": "5%"}}
-    data = {"version": 1, "device_profile": "generic-cpu", "cases": {name: case}}
-    save(path, FIRST + write_yaml(data))
-    tables.saved(out, "check file written", path)
-
-
-def workflow(target: str | None) -> None:
-    """Write a workflow for GitHub: facts of every pull request, speed every night."""
-    if target is not None:
-        raise UserError(f"check workflow: unexpected {target!r}: it takes no model")
-    if WORKFLOW.exists():
-        raise UserError(f"check workflow: {WORKFLOW} is there already")
-    save(WORKFLOW, (resources.files("tokenpass.cli") / "workflow.yml").read_text("utf-8"))
-    tables.saved(out, "workflow written", WORKFLOW)
-
-
-STARTS: dict[str, Callable[[str | None], None]] = {"init": init, "workflow": workflow}
-
-
 def as_loaded(load: Callable[[str], Any]) -> Callable[[str], Any]:
     """A loader of the command line, whose errors are the check's."""
 
@@ -199,15 +155,6 @@ def as_loaded(load: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 LOADER = Loader(as_loaded(load_target), as_loaded(load_value), as_loaded(load_attribute), told)
-
-
-def save(path: Path, text: str) -> None:
-    """Write a file; raises `ConfigError` where that cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error}") from error
 
 
 def remember(outcome: Outcome, folder: Path, history: Path, plot: Path | None) -> None:
@@ -230,39 +177,3 @@ def on_github(outcome: Outcome, printed: bool) -> None:
     if summary:
         with Path(summary).open("a", encoding="utf-8") as file:
             file.write(written.summary(outcome))
-
-
-def shown(outcome: Outcome) -> RenderableType:
-    """A table of all gates, what differs below each, and the verdict."""
-    parts: list[RenderableType] = [case_table(case) for case in outcome.cases]
-    parts += [Text(note, style="dim") for note in outcome.notes]
-    if outcome.interrupted:
-        parts.append(Text("interrupted: these results are not all", style="bold yellow"))
-    counts = dict.fromkeys(EXIT, 0)
-    for case in outcome.cases:
-        counts[case.status] += 1
-    verdict = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    style = "bold green" if outcome.exit_code == 0 else "bold red"
-    parts.append(Text(f"{verdict} (exit code {outcome.exit_code})", style=style))
-    return Group(*parts)
-
-
-def case_table(case: CaseResult) -> Table:
-    """One case's gates; a difference stands on a line of its own."""
-    table = Table(
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        title=Text(written.clean(case.name), "bold"),
-        title_justify="left",
-    )
-    table.add_column("gate", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("found", overflow="fold")
-    for gate in case.gates:
-        lines = [Text(written.clean(gate.told))]
-        lines += [
-            Text(written.clean(f"  {one}"), style="dim" if one.better else "")
-            for one in gate.differences
-        ]
-        table.add_row(gate.name, Text(gate.status, STYLE[gate.status]), Text("\n").join(lines))
-    return table
