@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tokenpass.check.pairs import Clock, Work, timed
+from tokenpass.check.pairs import Clock, Work, seconds, timed
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -66,8 +66,8 @@ def paired_ratio(
     pace = pace or Pace()
     order = random.Random(seed)
     for _ in range(pace.warmup):
-        dense()
-        variant()
+        seconds(dense, clock)
+        seconds(variant, clock)
     dense_s: list[float] = []
     variant_s: list[float] = []
     started = clock()

@@ -89,6 +89,23 @@ def small() -> Any:
     return nn.Sequential(nn.Linear(8, 8), nn.GELU()).eval(), (torch.ones(4, 8),)
 
 
+class Grows(nn.Module):
+    """Keeps what it has seen in a list that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, seen: list[Tensor]) -> Tensor:
+        seen[0] = torch.cat([seen[0], x])
+        return self.inner(seen[0]).sum(0)
+
+
+def grows() -> Any:
+    torch.manual_seed(0)
+    return Grows().eval(), (torch.ones(4, 8), [torch.ones(1, 8)])
+
+
 def deeper() -> Any:
     return encoder_of(4), (), {"input_ids": ids(48)}
 

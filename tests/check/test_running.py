@@ -11,10 +11,11 @@ import torch
 from tests.check.test_files import baseline
 from tokenpass.check.baseline import CaseBaseline
 from tokenpass.check.check_file import Case, read_check_file
+from tokenpass.check.inputs import described
 from tokenpass.check.loading import Loader, LoadFailed, as_call
 from tokenpass.check.outcome import CaseResult
 from tokenpass.check.pairs import Interval
-from tokenpass.check.running import How, Running, described, taken_down
+from tokenpass.check.running import How, Running, taken_down
 from tokenpass.check.speed import Floor
 
 

@@ -24,7 +24,6 @@ from typing import Literal
 from tokenpass.errors import UserError
 
 Clock = Callable[[], float]
-Work = Callable[[], object]
 Verdict = Literal["passed", "failed", "inconclusive"]
 Progress = Callable[[int, float], None]
 
@@ -38,6 +37,17 @@ STEADY = 0.1
 
 WARM_UP = (3, 12)
 """Least and most groups of `BLOCK` calls before anything counts."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is timed, and what is done before each time and is not."""
+
+    call: Callable[[], object]
+    prepare: Callable[[], object]
+
+
+Work = Callable[[], object] | Prepared
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,9 @@ def timed(
 
 def seconds(work: Work, clock: Clock) -> float:
     """How long one call takes."""
+    if isinstance(work, Prepared):
+        work.prepare()
+        work = work.call
     started = clock()
     work()
     return clock() - started

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from tokenpass.backend import tokenpass as backend
 from tokenpass.check import speed, surroundings
@@ -24,7 +23,8 @@ from tokenpass.check.baseline import (
 )
 from tokenpass.check.check_file import Case, CheckFile
 from tokenpass.check.differences import differences
-from tokenpass.check.facts import Call, CaseFacts, case_facts, profile_hash
+from tokenpass.check.facts import CaseFacts, case_facts, profile_hash
+from tokenpass.check.inputs import Repeated, described, timeable
 from tokenpass.check.loading import Loader, LoadFailed
 from tokenpass.check.outcome import CaseResult, Gate, Outcome, Status
 from tokenpass.check.pairs import Interval, Work
@@ -175,11 +175,12 @@ class Running:
                 target = self.loader.target(self.case.spec.model)
                 more = self.loader.calls(self.case.spec.shapes)
                 metric = self.loader.function(self.case.spec.gates.metric)
-            first = (target.args, target.kwargs)
-            self.inputs = described(target.model, first)
+            call = (target.args, target.kwargs)
+            self.inputs, first = described(target.model, call), Repeated(call)
             self.say("planning", None)
             with told_apart():
-                self.facts = case_facts(target.model, first, more, self.case.config)
+                self.facts = case_facts(target.model, call, more, self.case.config)
+                first.prepare()
             self.gates.append(self.facts_gate(self.facts))
             if self.how.timing or self.case.spec.gates.of_outputs:
                 self.say("comparing outputs", None)
@@ -211,9 +212,8 @@ class Running:
 
     # outputs and quality -----------------------------------------------------------------------
 
-    def judge(self, model: Any, first: Call, metric: Callable[..., Any] | None) -> None:
+    def judge(self, model: Any, first: Repeated, metric: Callable[..., Any] | None) -> None:
         """Outputs, their distances, the metric, and then the clock."""
-        args, kwargs = first
         torch._dynamo.reset()
         options = dict(self.case.spec.options)
         if not self.how.timing:  # the same plan on every machine
@@ -222,8 +222,7 @@ class Running:
         plain = torch.compile(model) if self.how.timing else model
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always", FallbackWarning)
-            dense = main_tensor(plain(*args, **kwargs))
-            found = main_tensor(ours(*args, **kwargs))
+            dense, found = (first.result(one, own_tensor) for one in (plain, ours))
         bad = wrong(found, dense)
         if bad is not None:
             self.gates.append(Gate("outputs", "wrong", bad))
@@ -237,8 +236,7 @@ class Running:
         if metric is not None:
             self.gates.append(self.metric_gate(metric, ours))
         if self.how.timing:
-            works = (finished(lambda one=one: one(*args, **kwargs)) for one in (plain, ours))
-            self.gates.append(self.speed_gate(*works))
+            self.gates.append(self.speed_gate(timeable(plain, first), timeable(ours, first)))
 
     def bounds(self) -> Iterator[Gate]:
         """Distances beside their bounds."""
@@ -333,25 +331,10 @@ class Running:
         return speed.improved(now, self.old.speed, self.case.spec.gates.tolerance)
 
 
-def described(model: Any, first: Call) -> str:
-    """Dtypes and shapes of a call's tensors, and the dtypes of the model's parameters."""
-    tensors = [x for x in tree_leaves(first) if isinstance(x, torch.Tensor)]
-    shapes = [f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}" for x in tensors]
-    held = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    dtypes = sorted({str(x.dtype).removeprefix("torch.") for x in held})
-    return f"{', '.join(shapes)}; parameters {', '.join(dtypes)}"
-
-
-def finished(work: Work) -> Work:
-    """A call that ends when the device has done it, and not when it was told to."""
-    if not torch.cuda.is_available():
-        return work
-
-    def call() -> None:
-        work()
-        torch.cuda.synchronize()
-
-    return call
+def own_tensor(output: Any) -> torch.Tensor | None:
+    """A copy of an output's main tensor, which may be an input's memory."""
+    found = main_tensor(output)
+    return None if found is None else found.clone()
 
 
 @contextlib.contextmanager
