@@ -16,7 +16,7 @@ from tokenpass.check.loading import Loader, LoadFailed, as_call
 from tokenpass.check.outcome import CaseResult
 from tokenpass.check.pairs import Interval
 from tokenpass.check.running import How, Running, taken_down
-from tokenpass.check.speed import Floor
+from tokenpass.check.speed import Floor, too_wide
 
 
 def case(folder: Path, gates: str = "{}", budget: float = 0.5) -> Case:
@@ -105,3 +105,9 @@ def test_further_calls() -> None:
         given.calls("m:shapes")
     with pytest.raises(LoadFailed, match="expected a function, got int"):
         given.function("m:metric")
+
+
+def test_a_ratio_that_is_not_narrow_is_no_baseline() -> None:
+    assert too_wide(Interval(1.0, 0.98, 1.02, 768), 0.05) is None
+    told = too_wide(Interval(1.0, 0.9, 1.2, 768), 0.05)
+    assert told is not None and "30% wide" in told and "--time-limit" in told
