@@ -29,7 +29,7 @@ from tokenpass.check import pairs
 
 TOKENS = 64
 NOISE_PAIRS = 96
-PAIRS = pairs.LOOKS[-1]
+PAIRS = pairs.LOOKS[-1] * pairs.BLOCK
 RECORDED = ROOT / "benchmarks" / "results" / "verdict_pairs.json"
 
 Pairs = list[tuple[int, int]]

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from tokenpass.check.pairs import BLOCK, ERROR, LOOKS, Interval, interval, measure, tail, warm_up
+from tokenpass.check.pairs import (
+    BLOCK,
+    ERROR,
+    LOOKS,
+    Interval,
+    block_of,
+    interval,
+    measure,
+    tail,
+    warm_up,
+)
 from tokenpass.errors import UserError
 
 LEVEL = ERROR / len(LOOKS)
@@ -23,8 +33,23 @@ def test_the_tail_is_the_binomial_s(blocks: int) -> None:
 
 
 def test_the_first_look_can_decide() -> None:
-    assert tail(LOOKS[0] // BLOCK, LEVEL) >= 1
-    assert interval([1.0] * (LOOKS[0] - BLOCK)).pairs == LOOKS[0] - BLOCK
+    assert tail(LOOKS[0], LEVEL) >= 1 and tail(LOOKS[0] - 3, LEVEL) == 0
+    assert interval([1.0] * 40).pairs == 40
+
+
+@pytest.mark.parametrize(("pair", "block"), [(0.001, 4), (0.03, 4), (0.05, 3), (0.11, 2), (5, 1)])
+def test_blocks_of_slow_pairs_are_small(pair: float, block: int) -> None:
+    loaded = [(pair / 2, pair / 2)] * 7 + [(9.0, 9.0)] * 5
+    assert block_of(loaded) == block
+
+
+def test_a_slow_call_is_decided_early() -> None:
+    machine = Machine(0, 1.3)
+    slow = measure(
+        lambda: machine.work(1.3), lambda: machine.work(1.0), lambda i: i.low > 1.1,
+        limit=1e9, clock=machine.clock,
+    )  # fmt: skip
+    assert slow.interval.pairs <= LOOKS[2] and slow.stopped == "decided"
 
 
 def test_too_few_pairs_bound_nothing() -> None:
@@ -90,7 +115,7 @@ def test_the_interval_holds_the_ratio() -> None:
     draws = np.random.default_rng(0)
     inside = 0
     for _ in range(500):
-        found = interval(list(np.exp(0.2 + 0.05 * draws.standard_t(3, LOOKS[1]))))
+        found = interval(list(np.exp(0.2 + 0.05 * draws.standard_t(3, LOOKS[1] * BLOCK))))
         inside += found.low <= math.exp(0.2) <= found.high
     assert inside >= 495
 
@@ -98,10 +123,10 @@ def test_the_interval_holds_the_ratio() -> None:
 def test_time_ends_it() -> None:
     machine = Machine(0, 1.0)
     found = measure(machine.dense, machine.ours, lambda _: False, limit=0.5, clock=machine.clock)
-    assert found.stopped == "time" and 0 < found.interval.pairs < LOOKS[0]
+    assert found.stopped == "time" and 0 < found.interval.pairs < LOOKS[0] * BLOCK
     machine = Machine(0, 1.0)
     found = measure(machine.dense, machine.ours, lambda _: False, limit=1e9, clock=machine.clock)
-    assert found.stopped == "looks" and found.interval.pairs == LOOKS[-1]
+    assert found.stopped == "looks" and found.interval.pairs == LOOKS[-1] * BLOCK
 
 
 def test_a_clock_that_jumps_back_now_and_then() -> None:

@@ -8,7 +8,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tokenpass.check.surroundings import Limits, busy, limits, load_of_others, warnings_of
+from tokenpass.check import surroundings
+from tokenpass.check.surroundings import (
+    Limits,
+    busy,
+    limits,
+    load_of_others,
+    own_seconds,
+    warnings_of,
+)
 
 
 def machine(root: Path, files: dict[str, str]) -> Path:
@@ -80,5 +88,15 @@ def test_a_load(monkeypatch: pytest.MonkeyPatch) -> None:
         idle, iowait, steal = 70.0, 5.0, 10.0
 
     monkeypatch.setattr(psutil, "cpu_times_percent", lambda seconds: Times)
-    assert load_of_others() == pytest.approx(2.0)
+    spent = iter([1.0, 1.25, 3.0, 9.0])
+    monkeypatch.setattr(surroundings, "own_seconds", lambda: next(spent))
+    assert load_of_others(0.5) == pytest.approx(1.5), "half a second of two processors is our own"
+    assert load_of_others(0.5) == 0.0
     assert busy(2.0) == "; others keep 2.0 processors busy" and busy(0.1) == ""
+
+
+def test_our_own_time_is_known() -> None:
+    before = own_seconds()
+    while own_seconds() - before < 0.05:
+        sum(range(100_000))
+    assert own_seconds() > before

@@ -1,10 +1,11 @@
 """The clock: interleaved pairs, looked at a few times, until a ratio is decided.
 
-    look    1     2     3     4     5
-    pairs  48    96   192   384   768
+    look     1     2     3     4     5
+    blocks  12    24    48    96   192
 
-Pairs stand in blocks of neighbours, whose mean logarithm counts: load comes and goes over many
-pairs. At each look the median of the blocks has an interval that supposes nothing of their
+Pairs stand in blocks of neighbours that last about a tenth of a second, at most four of them, and
+whose mean logarithm counts: a slow call has averaged over the load's coming and going by itself.
+At each look the median of the blocks has an interval that supposes nothing of their
 distribution (two of their order statistics), at a level that is the whole error divided by the
 number of looks: however looks depend on each other, all of them together err as seldom as asked.
 """
@@ -28,7 +29,14 @@ Verdict = Literal["passed", "failed", "inconclusive"]
 Progress = Callable[[int, float], None]
 
 BLOCK = 4
-LOOKS = (48, 96, 192, 384, 768)
+"""Most pairs of a block."""
+
+BLOCK_S = 0.12
+"""What a block lasts, as far as `BLOCK` pairs do."""
+
+LOOKS = (12, 24, 48, 96, 192)
+"""Blocks at which it is looked."""
+
 ERROR = 0.01
 """Of all looks together, both sides."""
 
@@ -97,14 +105,22 @@ def tail(blocks: int, level: float) -> int:
     return 0
 
 
-def interval(ratios: Sequence[float], level: float = ERROR / len(LOOKS)) -> Interval:
+def block_of(times: Sequence[tuple[float, float]]) -> int:
+    """Pairs of a block, by how long a quick pair takes: load shall not change it."""
+    quick = sorted(one + other for one, other in times)[len(times) // 4]
+    return max(1, min(BLOCK, math.ceil(BLOCK_S / quick)))
+
+
+def interval(
+    ratios: Sequence[float], level: float = ERROR / len(LOOKS), block: int = BLOCK
+) -> Interval:
     """The median of ratios in the order of their pairs, with its interval.
 
     Unbounded where there are too few blocks for the level.
     """
     logs = [math.log(ratio) for ratio in ratios]
     blocks = sorted(
-        sum(logs[at : at + BLOCK]) / BLOCK for at in range(0, len(logs) - BLOCK + 1, BLOCK)
+        sum(logs[at : at + block]) / block for at in range(0, len(logs) - block + 1, block)
     )
     k = tail(len(blocks), level)
     middle = math.exp(median(blocks)) if blocks else math.nan
@@ -141,7 +157,7 @@ def measure(
     Raises `UserError` where the clock makes none of most pairs.
     """
     started, times = clock(), list[tuple[float, float]]()
-    dropped, found = 0, interval([])
+    dropped, found, block = 0, interval([]), BLOCK
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -157,15 +173,18 @@ def measure(
             if progress is not None:
                 progress(len(times), elapsed)
             over = elapsed > limit
-            if len(times) in looks or over:
-                found = interval([one / other for one, other in times])
+            if len(times) == looks[0]:
+                block = block_of(times)
+            blocks, rest = divmod(len(times), block)
+            if (not rest and blocks in looks) or over:
+                found = interval([one / other for one, other in times], block=block)
                 if done(found):
                     stopped = "decided"
                     break
                 if over:
                     stopped = "time"
                     break
-            if len(times) >= looks[-1]:
+            if blocks >= looks[-1]:
                 break
     finally:
         if enabled:

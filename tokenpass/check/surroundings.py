@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator
@@ -103,10 +104,22 @@ def read(path: Path) -> str:
 
 
 def load_of_others(seconds: float = LISTEN_S) -> float:
-    """Processors that are busy, or stolen from this machine, while this process waits."""
+    """Processors that are busy, or stolen from this machine, besides this process's own threads."""
+    own = own_seconds()
     used = psutil.cpu_times_percent(seconds)
-    busy = 100 - used.idle - getattr(used, "iowait", 0.0)
-    return round(max(busy, 0.0) / 100 * (os.cpu_count() or 1), 2)
+    busy = (100 - used.idle - getattr(used, "iowait", 0.0)) / 100 * (os.cpu_count() or 1)
+    return round(max(busy - (own_seconds() - own) / seconds, 0.0), 2)
+
+
+def own_seconds() -> float:
+    """Processor time of this process and those it started: threads that wait by spinning, too."""
+    me = psutil.Process()
+    total = 0.0
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def warnings_of(found: Limits, threads: int) -> tuple[str, ...]:
