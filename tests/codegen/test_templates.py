@@ -130,7 +130,8 @@ def test_cpp_kernels_agree_with_references(template, isa, dtype):
     if refused is not None:  # the reference runs in double precision
         assert refused.code == "kernel_double" and dtype == torch.float64
         return
-    most = 9 if "str " in operator.schema else None  # each text is compiled
+    first = isa == available(template.isas)[0] and dtype == torch.float32
+    most = (9 if first else 5) if "str " in operator.schema else None  # each text is compiled
     assert check_grid(launch, operator, dtype, most) > 6
     assert check_exact(launch, operator, dtype) > 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import torch
@@ -36,7 +35,6 @@ def test_a_freed_cache_is_forgotten() -> None:
         assert caches.find([cache]) is None
         caches.keep([cache], carried(step))
         del cache
-        gc.collect()
     caches.forget_freed()
     assert not caches.known
 

@@ -23,8 +23,11 @@ from tokenpass.codegen.base import problem_of
 from tokenpass.codegen.cache import load
 from tokenpass.ops import OPERATORS
 
-ARCHS = (80, 90, 100)
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+ARCHS = {
+    torch.float32: (80, 90, 100),
+    torch.bfloat16: (80, 90, 100),
+    torch.float16: (90,),  # other conversions than bfloat16's, on every architecture alike
+}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -34,10 +37,10 @@ def main(part=""):
     for template in TEMPLATES:
         if template.target != "triton" or part not in template.name:
             continue
-        for dtype in DTYPES:
+        for dtype, archs in ARCHS.items():
             for parameters in variants(template, operators[template.operator], dtype):
                 for plan in template.ahead_of_time(parameters):
-                    for arch in ARCHS:
+                    for arch in archs:
                         found = resources(template, parameters, plan, arch)
                         usage.append({"dtype": str(dtype), **found})
     print(json.dumps(usage))
