@@ -132,12 +132,13 @@ def progress() -> Iterator[Callable[[Step], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, transient=True) as shown_on:
-        task = shown_on.add_task("starting", total=None)
+        task = shown_on.add_task("", total=None, visible=False)
 
         def tell(step: Step) -> None:
             left = "" if step.left_s is None else f", at most {step.left_s:.0f} s left"
             told = written.clean(f"{step.case}: {step.what}{left}")
-            shown_on.update(task, description=told, completed=step.done, total=step.cases)
+            counts = {"completed": step.done, "total": step.cases}
+            shown_on.update(task, description=told, visible=True, **counts)
 
         yield tell
 
