@@ -137,8 +137,8 @@ def progress() -> Iterator[Callable[[Step], None]]:
         def tell(step: Step) -> None:
             left = "" if step.left_s is None else f", at most {step.left_s:.0f} s left"
             told = written.clean(f"{step.case}: {step.what}{left}")
-            counts = {"completed": step.done, "total": step.cases}
-            shown_on.update(task, description=told, visible=True, **counts)
+            shown_on.update(task, total=step.cases, completed=step.done, visible=True)
+            shown_on.update(task, description=told)
 
         yield tell
 
