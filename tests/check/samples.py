@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenpass.check.baseline import Fingerprint, MeasuredSpeed
+from tokenpass.check.baseline import Baseline, CaseBaseline, Fingerprint, MeasuredSpeed
 from tokenpass.check.differences import Difference
 from tokenpass.check.facts import CaseFacts, GraphFacts
 from tokenpass.check.outcome import CaseResult, Gate, Outcome
@@ -56,6 +56,13 @@ FACTS = CaseFacts(
     compilations=1,
     recompilations=0,
 )
+
+
+def baseline() -> Baseline:
+    case = CaseBaseline(
+        model="a:b", options={"budget": 0.5}, facts=FACTS, speed=SPEED, fingerprint=MACHINE
+    )
+    return Baseline(device_profile="generic-cpu", device_profile_hash="00", cases={"a": case})
 
 
 def outcome(interrupted: bool = False) -> Outcome:

@@ -8,16 +8,9 @@ from typing import Any
 
 import pytest
 
-from tokenpass.check.baseline import (
-    Baseline,
-    CaseBaseline,
-    MeasuredSpeed,
-    fingerprint,
-    read_baseline,
-    write_baseline,
-)
+from tests.check.samples import baseline
+from tokenpass.check.baseline import read_baseline, write_baseline
 from tokenpass.check.check_file import read_check_file
-from tokenpass.check.facts import CaseFacts, GraphFacts
 from tokenpass.errors import ConfigError, UserError
 
 FILE = """\
@@ -82,33 +75,6 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, old: str, new: str, expected:
 def test_no_case(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cases: expected a mapping of cases"):
         read_check_file(written(tmp_path, "version: 1\ncases: {}\n"))
-
-
-def baseline() -> Baseline:
-    graph = GraphFacts(
-        outcome="edited",
-        plan="0123456789abcdef",
-        edits={"token_merge/tome": 2},
-        tokens=["64 -> 32", "32 -> 32"],
-        share=0.5,
-        flop_ratio=0.5,
-        byte_ratio=0.6,
-        memory_ratio=0.9,
-        dense_gflop=1.5,
-        rejections={},
-        kernels={"bipartite_match_00": 2},
-        references=0,
-        packed_bytes=0,
-    )
-    facts = CaseFacts(graphs=[graph], graph_breaks=0, compilations=1, recompilations=0)
-    speed = MeasuredSpeed(
-        speedup=1.5, low=1.4, high=1.6, pairs=48, noise_low=0.99, noise_high=1.01,
-        dense_ms=10.0, ours_ms=6.6, inputs="float32[1]", fingerprint=fingerprint(),
-    )  # fmt: skip
-    case = CaseBaseline(
-        model="a:b", options={"budget": 0.5}, facts=facts, speed=speed, fingerprint=fingerprint()
-    )
-    return Baseline(device_profile="generic-cpu", device_profile_hash="00", cases={"a": case})
 
 
 def test_a_baseline_comes_back_and_is_sorted(tmp_path: Path) -> None:

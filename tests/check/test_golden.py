@@ -10,7 +10,7 @@ import pytest
 import xmlschema
 
 from tests.check.golden import FOLDER, FORMS, SCHEMA
-from tests.check.test_files import baseline
+from tests.check.samples import baseline
 
 JUNIT = Path(__file__).parent / "junit.xsd"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.check.test_files import baseline
+from tests.check.samples import SPEED, baseline
 from tokenpass.check.baseline import CaseBaseline
 from tokenpass.check.check_file import Case, read_check_file
 from tokenpass.check.inputs import described
@@ -35,7 +35,7 @@ def loader() -> Loader:
     return Loader(none, none, none, str)
 
 
-def running(one: Case, old: CaseBaseline | None, inputs: str = "float32[1]") -> Running:
+def running(one: Case, old: CaseBaseline | None, inputs: str = SPEED.inputs) -> Running:
     now = baseline().cases["a"].fingerprint
     found = Running(one, old, True, How(), now, loader(), lambda *_: None)
     found.inputs = inputs
