@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from tokenpass.check.inputs import Repeated, described, timeable
+from tokenpass.check.inputs import Repeated, described, parts, same, timeable
 from tokenpass.check.pairs import seconds
 
 
@@ -68,6 +68,23 @@ def test_inference_tensors_have_no_versions() -> None:
         repeated = Repeated(((x,), {}))
         repeated.result(lambda x: x.add_(1), lambda out: out)
         assert x.item() == 1
+
+
+def test_what_is_not_the_call_s_own_is_left_alone() -> None:
+    class Holder:
+        def __init__(self) -> None:
+            self.module, self.function, self.x = torch, torch.relu, torch.ones(1)
+
+    holder = Holder()
+    found = list(parts(holder))
+    assert len(found) == 2 and found[0] is holder and found[1] is holder.x
+
+
+def test_places_count() -> None:
+    one, other = torch.ones(1), torch.ones(1)
+    assert same({"a": one}.items(), {"a": one}.items())
+    assert not same({"a": one}.items(), {"a": other}.items())
+    assert not same(enumerate([one]), enumerate([one, other]))
 
 
 def test_in_words() -> None:

@@ -6,8 +6,11 @@ Decoders write to the cache that they are given, and let it grow: lists, attribu
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
+from itertools import zip_longest
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +21,11 @@ from tokenpass.check.pairs import Prepared
 DEPTH = 6
 """How many objects within objects are looked into."""
 
-SIMPLE = (str, bytes, int, float, complex, bool, type, torch.dtype, torch.device, torch.nn.Module)
+SIMPLE = (
+    *(str, bytes, int, float, complex, type, Enum, ModuleType),
+    *(torch.dtype, torch.device, torch.nn.Module),
+)
+"""What a call does not change, or what is not its own: nothing in these is looked at."""
 
 
 def described(model: Any, call: Call) -> str:
@@ -78,13 +85,13 @@ class Repeated:
     def prepare(self) -> None:
         """Put back what was changed."""
         for value, (items, attributes) in self.held:
-            if isinstance(value, list):
+            if isinstance(value, list) and not same(enumerate(value), enumerate(items)):
                 list.__setitem__(value, slice(None), items)
-            elif isinstance(value, dict):
+            elif isinstance(value, dict) and not same(value.items(), items.items()):
                 kind: Any = OrderedDict if isinstance(value, OrderedDict) else dict
                 kind.clear(value)  # what a subclass refuses is no matter here
                 kind.update(value, items)
-            if attributes is not None:
+            if attributes is not None and not same(vars(value).items(), attributes.items()):
                 vars(value).clear()
                 vars(value).update(attributes)
         for at, (value, content, before) in enumerate(self.tensors):
@@ -100,6 +107,12 @@ class Repeated:
             return read(function(*args, **kwargs))
         finally:
             self.prepare()
+
+
+def same(now: Iterable[tuple[Any, Any]], before: Iterable[tuple[Any, Any]]) -> bool:
+    """Whether the same objects stand in the same places."""
+    pairs = zip_longest(now, before)
+    return all(a and b and a[0] == b[0] and a[1] is b[1] for a, b in pairs)
 
 
 def contents(value: Any) -> tuple[Any, dict[str, Any] | None]:
