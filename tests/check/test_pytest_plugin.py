@@ -107,6 +107,7 @@ def test_processes_that_write_at_once(tmp_path: Path) -> None:
         thread.join()
     found = read_baseline(path)
     assert found is not None and sorted(found.cases) == names
+    assert list(tmp_path.iterdir()) == [path], "nothing else is left there"
 
 
 def test_names_of_several_checks() -> None:

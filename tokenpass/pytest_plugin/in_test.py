@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +110,8 @@ class Check:
     @staticmethod
     def write(made: Baseline, name: str, path: Path) -> None:
         """Put one case into the baseline; other processes of the same run may be at it too."""
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        mark = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+        with FileLock(Path(tempfile.gettempdir()) / f"tokenpass-{mark}.lock"):
             known = read_baseline(path)
             cases = {} if known is None else dict(known.cases)
             cases[name] = made.cases[name]
