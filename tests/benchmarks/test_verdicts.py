@@ -81,7 +81,22 @@ def test_pairs_are_taken() -> None:
     assert len(found) == 5 and all(one >= 1000 > other for one, other in found)
 
 
-def test_a_quiet_condition_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("subprocess.Popen", None)
+def test_a_neighbour_is_there_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    class Child:
+        def __init__(self, command: list[str]) -> None:
+            events.append(f"started {command[-1]}")
+
+        def kill(self) -> None:
+            events.append("killed")
+
+        def wait(self) -> None:
+            events.append("gone")
+
+    monkeypatch.setattr("benchmarks.verdicts.load.subprocess.Popen", Child)
     with competing("quiet", 0):
-        pass
+        assert events == []
+    with pytest.raises(ValueError, match="inside"), competing("loaded", 7):
+        raise ValueError("inside")
+    assert events == ["started 7", "killed", "gone"]

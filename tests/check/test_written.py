@@ -43,6 +43,7 @@ def test_workflow_commands_are_one_line_each() -> None:
         head, _, message = line[2:].partition("::")
         assert head.count(",") == 2 and "file=dir/a%2Cb.yaml,line=3" in head
         assert "::error" not in head and "\n" not in message
+        assert "\x00" not in line and "\x1b" not in line
     assert "64 -> 32 -> 64 -> 48" in lines[0] and "%2509" not in lines[0]
     assert "%250A" in lines[1], "a percent sign of the text stays one"
 
@@ -53,6 +54,7 @@ def test_a_summary_has_no_markup_of_names() -> None:
     assert len(rows) == 1 + 7
     for row in rows:
         assert row.count("|") == 5
+    assert "\x00" not in text and "\x1b" not in text
     assert "<b>" not in text and "[link]" not in text and "`x`" not in text
     assert "Interrupted" in summary(outcome(interrupted=True))
 

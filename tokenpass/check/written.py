@@ -123,8 +123,8 @@ def workflow_commands(outcome: Outcome) -> str:
 
 
 def in_message(text: str) -> str:
-    """Text as a workflow command's message."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    """Text as a workflow command's message: one line, and nothing that drives a terminal."""
+    return clean(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def in_property(text: str) -> str:
@@ -147,6 +147,6 @@ def summary(outcome: Outcome) -> str:
 
 def in_cell(text: str) -> str:
     """Text as a table's cell: nothing in it is markup."""
-    flat = " ".join(text.split())
+    flat = " ".join(clean(text).split())
     escaped = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]()#+!|~@:])", lambda found: f"&#{ord(found[0])};", escaped)

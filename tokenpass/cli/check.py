@@ -24,7 +24,7 @@ from tokenpass.cli import tables
 from tokenpass.cli.check_start import STARTS, WORKFLOW, save
 from tokenpass.cli.check_table import shown
 from tokenpass.cli.consoles import err, out
-from tokenpass.cli.target import load_attribute, load_target, load_value, told
+from tokenpass.cli.target import load_attribute, load_target, load_value
 from tokenpass.errors import UserError
 
 
@@ -85,17 +85,22 @@ def check(
     asked = check_file.read_check_file(file).only(tuple(only or ()))
     path = baseline or Path(file).parent / baselines.NAME
     outcome = carried_out(asked, path, how, err if as_json else out)
+    publish(outcome, as_json, junit)
+    if history is not None:
+        remember(outcome, Path(file).parent, history, plot)
+    if outcome.exit_code:
+        raise typer.Exit(outcome.exit_code)
+
+
+def publish(outcome: Outcome, as_json: bool, junit: Path | None) -> None:
+    """The outcome in every form that is asked for."""
     if as_json:
         out.file.write(written.as_json(outcome))
     else:
         out.print(shown(outcome))
     if junit is not None:
         save(junit, written.as_junit(outcome))
-    if history is not None:
-        remember(outcome, Path(file).parent, history, plot)
     on_github(outcome, printed=not as_json)
-    if outcome.exit_code:
-        raise typer.Exit(outcome.exit_code)
 
 
 def carried_out(asked: check_file.CheckFile, path: Path, how: How, told_on: Console) -> Outcome:
@@ -155,7 +160,9 @@ def as_loaded(load: Callable[[str], Any]) -> Callable[[str], Any]:
     return run_it
 
 
-LOADER = Loader(as_loaded(load_target), as_loaded(load_value), as_loaded(load_attribute), told)
+LOADER = Loader(
+    as_loaded(load_target), as_loaded(load_value), as_loaded(load_attribute), exception_told
+)
 
 
 def remember(outcome: Outcome, folder: Path, history: Path, plot: Path | None) -> None:
