@@ -160,9 +160,7 @@ def as_loaded(load: Callable[[str], Any]) -> Callable[[str], Any]:
     return run_it
 
 
-LOADER = Loader(
-    as_loaded(load_target), as_loaded(load_value), as_loaded(load_attribute), exception_told
-)
+LOADER = Loader(as_loaded(load_target), as_loaded(load_value), as_loaded(load_attribute), told)
 
 
 def remember(outcome: Outcome, folder: Path, history: Path, plot: Path | None) -> None:
