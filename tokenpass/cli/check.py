@@ -24,7 +24,7 @@ from tokenpass.cli import tables
 from tokenpass.cli.check_start import STARTS, WORKFLOW, save
 from tokenpass.cli.check_table import shown
 from tokenpass.cli.consoles import err, out
-from tokenpass.cli.target import load_attribute, load_target, load_value
+from tokenpass.cli.target import load_attribute, load_target, load_value, told
 from tokenpass.errors import UserError
 
 
